@@ -1,0 +1,98 @@
+"""The process: guard → /mcp, /sse and /messages/ by exact path → everything else to Django.
+
+Server-neutral: Daphne by default, uvicorn where throughput matters. Daphne sends no lifespan, so there a signal
+handler of ours ends streams and calls; a server that sends lifespan is asked to stop in its own way.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cair.settings")
+_django = get_asgi_application()
+
+from django.conf import settings  # noqa: E402
+from django.core import checks  # noqa: E402
+from mcp_gateway.routing import routes  # noqa: E402
+from mcp_gateway.shutdown import end_streams  # noqa: E402
+
+from cair.guard import Application, Guard, Receive, Scope, Send  # noqa: E402
+
+DRAIN_SECONDS = 3.0
+
+
+def refuse_to_start_if_wrong() -> None:
+    """Name everything that is wrong, each with its repair, and serve nothing. No server runs Django's checks for us."""
+    found = checks.run_checks(include_deployment_checks=not settings.DEVELOPMENT, databases=["default"])
+    serious = [message for message in found if message.is_serious() and not message.is_silenced()]
+    if serious:
+        lines = [f"{m.id}: {m.msg}\n        {m.hint}" for m in serious]
+        sys.stderr.write("\nCAIR does not start:\n\n  " + "\n  ".join(lines) + "\n\n")
+        raise SystemExit(1)
+
+
+class Process:
+    """Dispatches by exact path (`//mcp` is not `/mcp`), and ends in good order."""
+
+    def __init__(self) -> None:
+        self.has_lifespan = False
+        self.watched = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if not self.watched:
+            self._watch_signals()
+        application: Application = routes.get(scope["path"], _django)
+        await application(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        self.has_lifespan = True
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await end_streams()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def _watch_signals(self) -> None:
+        """Under Daphne: let streams and calls end, then hand the signal to the server."""
+        self.watched = True
+        if self.has_lifespan or "daphne.server" not in sys.modules:
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            theirs = signal.getsignal(number)
+            loop.add_signal_handler(number, self._drain_then, end_streams, theirs, number)
+
+    def _drain_then(self, end: Callable[[], Awaitable[None]], theirs: Any, number: int) -> None:
+        async def drain() -> None:
+            try:
+                await asyncio.wait_for(end(), DRAIN_SECONDS)
+            except TimeoutError:
+                pass
+            finally:
+                _hand_on(theirs, number)
+
+        self.draining = asyncio.ensure_future(drain())
+
+
+def _hand_on(theirs: Callable[[int, FrameType | None], Any] | int | None, number: int) -> None:
+    if callable(theirs):
+        theirs(number, None)
+    else:
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.raise_signal(signal.Signals(number))
+
+
+refuse_to_start_if_wrong()
+application = Guard(Process())

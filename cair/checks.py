@@ -1,0 +1,103 @@
+"""Everything that must be right before the first request, each with an id, and a hint that names the variable."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, register
+
+from cair.env import GENERATED
+from oauth_relay.loopback import is_loopback
+
+
+def _error(variable: str, message: str, hint: str, number: int) -> Error:
+    return Error(
+        f"{variable} {message}.", hint=f"{hint} See docs/configuration.md, {variable}.", id=f"cair.E{number:03}"
+    )
+
+
+@register(Tags.security)
+def check_environment(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """Variables that could not be read (cair.E001)."""
+    return [_error(p.variable, p.message, p.hint, 1) for p in settings.ENVIRONMENT.problems]
+
+
+@register(Tags.security)
+def check_provider(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """An identity provider is configured wholly, or not at all (cair.E002, cair.E003)."""
+    env = settings.ENVIRONMENT
+    names = ("AUTH0_DOMAIN", "AUTH0_CLIENT_ID", "AUTH0_CLIENT_SECRET")
+    given = [name for name in names if env.text(name)]
+    found: list[CheckMessage] = []
+    if given:
+        found += [
+            _error(name, f"is missing, while {given[0]} is set", "Copy it from the application's settings at Auth0.", 2)
+            for name in names
+            if name not in given
+        ]
+    domain = settings.AUTH0_DOMAIN
+    parts = urlsplit(domain if "://" in domain else f"https://{domain}")
+    may_be_http = settings.DEVELOPMENT and is_loopback(parts.hostname)
+    if domain and (not parts.hostname or parts.path or (parts.scheme != "https" and not may_be_http)):
+        hint = "Set it to the tenant's host name, such as example.eu.auth0.com."
+        found.append(_error("AUTH0_DOMAIN", "is not a host name", hint, 3))
+    return found
+
+
+@register(Tags.security)
+def check_development(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """Development stays on this machine (T2; cair.E010)."""
+    if not settings.DEVELOPMENT or settings.ON_LOOPBACK:
+        return []
+    hint = "Set CAIR_ENV=production for an address that others can reach, or take PUBLIC_URL out."
+    return [_error("PUBLIC_URL", f"is {settings.PUBLIC_URL} while CAIR_ENV is development", hint, 10)]
+
+
+@register(Tags.security)
+def check_production(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """Nothing weak starts in production (T2; cair.E020 …)."""
+    if settings.DEVELOPMENT:
+        return []
+    env = settings.ENVIRONMENT
+    found: list[CheckMessage] = []
+    if not env.text("PUBLIC_URL"):
+        hint = (
+            "Set it to the address people and clients use, such as https://cair.example.com. "
+            "On your own machine, `make run` writes a .env with CAIR_ENV=development."
+        )
+        found.append(_error("PUBLIC_URL", "is missing, and CAIR_ENV is production", hint, 20))
+    elif not settings.HTTPS:
+        hint = "Serve it through a proxy with a certificate, and set the https:// address."
+        found.append(_error("PUBLIC_URL", "is plain http", hint, 21))
+    if settings.DEBUG:
+        found.append(_error("CAIR_DEBUG", "is on", "Take it out: error pages would show secrets.", 22))
+    secret = settings.SECRET_KEY
+    if len(secret) < 50 or GENERATED in secret or len(set(secret)) < 10:
+        hint = "Set 50 random characters or more: openssl rand -base64 48"
+        found.append(_error("COOKIE_ENCRYPTION_KEY", "is missing, short, or one made for development", hint, 23))
+    if not settings.MASTER_KEYS:
+        found.append(_error("CAIR_MASTER_KEYS", "is missing", "Make one with: openssl rand -base64 32", 24))
+    api = urlsplit(settings.API_BASE_URL)
+    if api.scheme != "https" and not is_loopback(api.hostname):
+        hint = "People's tokens travel there: use https, or a loopback address."
+        found.append(_error("API_BASE_URL", "is plain http off this machine", hint, 25))
+    return found
+
+
+@register(Tags.database)
+def check_demo_user(app_configs: Any, databases: Any = None, **kwargs: Any) -> Sequence[CheckMessage]:
+    """The demo user exists in a development checkout only (T1; cair.E030)."""
+    from django.contrib.auth import get_user_model
+    from django.db import DatabaseError
+
+    if not databases or settings.DEMO_USER:
+        return []
+    try:
+        there = get_user_model().objects.filter(is_demo=True, is_active=True).exists()
+    except DatabaseError:  # before the first migration there is nobody
+        return []
+    if there and not settings.DEVELOPMENT:
+        hint = "Remove it with: python manage.py prepare"
+        return [Error("The demo user exists in production.", hint=hint, id="cair.E030")]
+    return []

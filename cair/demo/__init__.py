@@ -1,0 +1,1 @@
+"""`make demo`: the whole job, walked by a small program that says at each step what happened."""

@@ -1,0 +1,116 @@
+"""What an operator may see: everything but secrets. Read-only for now; people are the exception.
+
+The library registers its models with the classes that settings name; ours are added here.
+"""
+
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.db import models
+from django.http import HttpRequest
+
+from oauth_relay.models import AuditEvent, Consent, Grant, Identity, SigningKey, UpstreamCredential, User
+
+SECRET_FIELDS = (
+    "token", "token_checksum", "code", "code_challenge", "client_secret", "registration_token_digest", "replay_answer",
+    "tokens", "private_key",
+)  # fmt: skip
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    """Shows rows, changes none, and leaves out every column that holds a secret or what a secret hashes to."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        return [f.name for f in self.model._meta.fields if f.name not in SECRET_FIELDS]
+
+    def get_exclude(self, request: HttpRequest, obj: models.Model | None = None) -> tuple[str, ...]:
+        return SECRET_FIELDS
+
+
+class ClientAdmin(ReadOnlyAdmin):
+    list_display = ("name", "client_id", "registration_source", "created", "last_used_at", "approved_at", "blocked_at")
+    list_filter = ("registration_source", "client_type")
+    search_fields = ("name", "client_id", "redirect_uris")
+    ordering = ("-created",)
+
+
+class AuthorizationCodeAdmin(ReadOnlyAdmin):
+    list_display = ("id", "application", "user", "created", "expires", "used_at")
+    ordering = ("-created",)
+
+
+class AccessTokenAdmin(ReadOnlyAdmin):
+    list_display = ("id", "application", "user", "scope", "created", "expires")
+    ordering = ("-created",)
+
+
+class RefreshTokenAdmin(ReadOnlyAdmin):
+    list_display = ("id", "application", "user", "scope", "created", "expires_at", "revoked", "replays")
+    ordering = ("-created",)
+
+
+class IDTokenAdmin(ReadOnlyAdmin):
+    """CAIR issues no ID tokens to clients; the library registers the table all the same."""
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return False
+
+
+@admin.register(Grant)
+class GrantAdmin(ReadOnlyAdmin):
+    list_display = ("id", "user", "client", "created", "last_used_at", "last_tool", "withdrawn_at", "withdrawn_by")
+    list_filter = ("withdrawn_by",)
+    ordering = ("-created",)
+
+
+@admin.register(Consent)
+class ConsentAdmin(ReadOnlyAdmin):
+    list_display = ("id", "grant", "scope", "redirect_uri", "created", "expires_at", "withdrawn_at")
+    ordering = ("-created",)
+
+
+@admin.register(AuditEvent)
+class AuditEventAdmin(ReadOnlyAdmin):
+    list_display = ("at", "event", "outcome", "pseudonym", "client_id", "trace_id")
+    list_filter = ("event", "outcome")
+    search_fields = ("pseudonym", "client_id", "grant_id", "trace_id")
+    date_hierarchy = "at"
+
+
+@admin.register(UpstreamCredential)
+class UpstreamCredentialAdmin(ReadOnlyAdmin):
+    list_display = ("id", "user", "provider", "audience", "state", "version", "expires_at", "last_used_at")
+
+
+@admin.register(SigningKey)
+class SigningKeyAdmin(ReadOnlyAdmin):
+    list_display = ("id", "purpose", "algorithm", "state", "state_since")
+
+
+class IdentityInline(admin.TabularInline):
+    model = Identity
+    extra = 0
+    can_delete = False
+    fields = readonly_fields = ("provider", "issuer", "subject", "last_login")
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(User)
+class PersonAdmin(UserAdmin):
+    """People with own accounts are made here. Switching one off ends all they had connected, within a second."""
+
+    list_display = ("username", "email", "is_active", "is_staff", "last_login")
+    readonly_fields = ("subject", "pseudonym", "is_demo", "last_login", "date_joined")
+    inlines = [IdentityInline]

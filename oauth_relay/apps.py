@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class OAuthRelayConfig(AppConfig):
+    name = "oauth_relay"
+    verbose_name = "Authorization"

@@ -1,0 +1,22 @@
+"""Database work from coroutines that live outside Django's requests.
+
+Channels would run all of it on one shared thread; a thread of its own for each call costs more than the query.
+A few threads, whose connections go back to the pool after each call, do neither.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from channels.db import database_sync_to_async
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
+
+
+async def in_database(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `function` on a database thread and await its result."""
+    call = database_sync_to_async(function, thread_sensitive=False, executor=_threads)
+    return await call(*args, **kwargs)  # type: ignore[no-any-return]

@@ -1,0 +1,30 @@
+"""What the authorization server remembers, one module per subject. docs/stored-data.md says how each secret is kept."""
+
+from oauth_relay.models.audit import AuditEvent
+from oauth_relay.models.clients import Client
+from oauth_relay.models.grants import Consent, Grant, Withdrawal
+from oauth_relay.models.people import Identity, Session, User
+from oauth_relay.models.secrets import DataKey, SigningKey, UpstreamCredential, Wrapping
+from oauth_relay.models.tokens import AccessToken, AuthorizationCode, DeviceCode, IDToken, RefreshToken
+from oauth_relay.models.transactions import LoginTransaction
+
+__all__ = [
+    "AccessToken",
+    "AuditEvent",
+    "AuthorizationCode",
+    "Client",
+    "Consent",
+    "DataKey",
+    "DeviceCode",
+    "Grant",
+    "IDToken",
+    "Identity",
+    "LoginTransaction",
+    "RefreshToken",
+    "Session",
+    "SigningKey",
+    "UpstreamCredential",
+    "User",
+    "Withdrawal",
+    "Wrapping",
+]

@@ -1,0 +1,64 @@
+"""The MCP clients: programs that ask for a person's permission (RFC 6749 §1.1)."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from django.db import models
+from oauth2_provider.models import AbstractApplication, ApplicationManager
+
+from oauth_relay import redirect_uris
+
+
+class Client(AbstractApplication):
+    """One registered client. Every registration is a row of its own, with its own credentials (T6)."""
+
+    metadata = models.JSONField(
+        default=dict, blank=True, help_text="What it said of itself at registration (RFC 7591)."
+    )
+    registered_from = models.CharField(max_length=64, blank=True, help_text="Network it registered from.")
+    registration_token_digest = models.CharField(max_length=64, blank=True, editable=False)
+    approved_at = models.DateTimeField(null=True, blank=True, help_text="When an operator vouched for it.")
+    blocked_at = models.DateTimeField(null=True, blank=True, help_text="Since when it may do nothing.")
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ApplicationManager()
+
+    class Meta(AbstractApplication.Meta):
+        swappable = "OAUTH2_PROVIDER_APPLICATION_MODEL"
+
+    def natural_key(self) -> tuple[str]:
+        return (self.client_id,)
+
+    @property
+    def display_name(self) -> str:
+        return self.name or "An unnamed client"
+
+    @property
+    def is_operator_made(self) -> bool:
+        return self.registration_source == self.RegistrationSource.MANUAL or self.approved_at is not None
+
+    def digest(self) -> str:
+        """SHA-256 over what a person was shown of this client; another value means another client to consent to."""
+        shown = {
+            "name": self.name,
+            "redirect_uris": sorted(self.redirect_uris.split()),
+            "auth_method": self.metadata.get("token_endpoint_auth_method"),
+            "uris": {key: self.metadata.get(key) for key in ("client_uri", "logo_uri", "policy_uri", "tos_uri")},
+        }
+        return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+    # -- joints of the library's model ---------------------------------------------------------------------------------
+
+    def is_usable(self, request: Any) -> bool:
+        return self.blocked_at is None
+
+    def get_allowed_schemes(self) -> Iterable[str]:
+        return redirect_uris.allowed_schemes()
+
+    def allows_grant_type(self, *grant_types: str) -> bool:
+        return self.GRANT_AUTHORIZATION_CODE in grant_types and super().allows_grant_type(*grant_types)
+
+    def redirect_uri_allowed(self, uri: str) -> bool:
+        return redirect_uris.is_allowed(uri) and super().redirect_uri_allowed(uri)

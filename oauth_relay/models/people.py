@@ -1,0 +1,96 @@
+"""The people who consent, and how they are known elsewhere."""
+
+import uuid
+from typing import Any
+
+from django.contrib.auth.models import AbstractUser, UserManager
+from django.contrib.sessions.base_session import AbstractBaseSession, BaseSessionManager
+from django.db import models, transaction
+
+
+def new_subject() -> str:
+    return str(uuid.uuid4())
+
+
+class UserQuerySet(models.QuerySet["User"]):
+    """Whichever way a person is switched off, the withdrawal is written with it (T11)."""
+
+    def update(self, **kwargs: Any) -> int:
+        if "is_active" not in kwargs:
+            return super().update(**kwargs)
+        with transaction.atomic(using=self.db):
+            touched = list(self.values_list("pk", flat=True))
+            changed = super().update(**kwargs)
+            for user in self.model.objects.filter(pk__in=touched, is_active=False):
+                user.write_withdrawal()
+        return changed
+
+
+class Users(UserManager.from_queryset(UserQuerySet)):  # type: ignore[misc]
+    """Django's manager of people, on the queryset above."""
+
+    use_in_migrations = False
+
+
+class User(AbstractUser):
+    """A person. `subject` is what clients and APIs may know; it is made with the account and never used again."""
+
+    subject = models.CharField(max_length=255, unique=True, default=new_subject, editable=False)
+    pseudonym = models.UUIDField(unique=True, default=uuid.uuid4, editable=False, help_text="The person in the audit.")
+    is_demo = models.BooleanField(default=False, editable=False)
+
+    objects = Users()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="demo_user_is_never_staff",
+                condition=models.Q(is_demo=False) | models.Q(is_staff=False, is_superuser=False),
+            )
+        ]
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        with transaction.atomic():
+            super().save(*args, **kwargs)
+            if not self.is_active:
+                self.write_withdrawal()
+
+    def write_withdrawal(self) -> None:
+        """Tell every process that this person's tokens and streams are over."""
+        from oauth_relay.models.grants import Withdrawal
+
+        Withdrawal.objects.create(kind=Withdrawal.Kind.USER, reference=str(self.pk))
+
+
+class Identity(models.Model):
+    """One person as one issuer knows them. The pair (issuer, subject) decides, never an e-mail address."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="identities")
+    provider = models.CharField(max_length=64)
+    issuer = models.CharField(max_length=255)
+    subject = models.CharField(max_length=255)
+    claims = models.JSONField(default=dict, help_text="Name and e-mail as the issuer last said them.")
+    created = models.DateTimeField(auto_now_add=True)
+    last_login = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name_plural = "identities"
+        constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="one_person_per_issuer_and_subject")]
+
+    def __str__(self) -> str:
+        return f"{self.subject} at {self.issuer}"
+
+
+class Session(AbstractBaseSession):
+    """A browser's session. The key is the SHA-256 of what the cookie holds: a copy of the table opens nothing (T18)."""
+
+    session_key = models.CharField(max_length=64, primary_key=True)
+
+    objects: BaseSessionManager = BaseSessionManager()
+
+    @classmethod
+    def get_session_store_class(cls) -> type:
+        from oauth_relay.sessions import SessionStore
+
+        return SessionStore
