@@ -1,0 +1,487 @@
+"""/authorize: from a client's request to the person's answer (RFC 6749 §4.1.1, DESIGN §4.2-4.5).
+
+The request is checked whole before anybody is asked anything, then frozen as a transaction. The person signs in, reads
+the consent page, answers. Every end goes through `_answer_client`, so `iss` and `state` are never forgotten.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from django.conf import settings
+from django.contrib import auth
+from django.db import transaction as database
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from oauth2_provider.exceptions import FatalClientError, OAuthToolkitError
+from oauth2_provider.views.mixins import OAuthLibMixin
+
+from oauth_relay import audit, consents, pages, redirect_uris, upstream_tokens
+from oauth_relay.models import Client, LoginTransaction, User
+from oauth_relay.sign_in import (
+    find_transaction,
+    form_token,
+    is_form_token,
+    mark_browser,
+    person_context,
+    remember_browser,
+    signed_in_person,
+)
+
+logger = logging.getLogger(__name__)
+
+PAGES = frozenset({"/", "/connections"})
+"""Where a person may be sent after signing in by themselves; never a URL from outside (T28)."""
+
+PROMPTS = frozenset({"none", "login", "consent", "select_account"})
+LONGEST_PARAMETER = 4096
+_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+class AuthorizationRefused(Exception):
+    """The request is wrong in a way that the client may be told."""
+
+    def __init__(self, error: str, description: str) -> None:
+        super().__init__(description)
+        self.error = error
+        self.description = description
+
+
+class UnknownClient(Exception):
+    """There is no such client, or its redirect URI is not registered: nobody to redirect to."""
+
+
+@dataclass(frozen=True)
+class AuthorizationRequest:
+    """What a client asked, as far as it was checked."""
+
+    client: Client
+    redirect_uri: str
+    state: str
+    scopes: tuple[str, ...]
+    resource: tuple[str, ...]
+    code_challenge: str
+    prompt: frozenset[str]
+    login_hint: str
+
+
+# -- the endpoint ------------------------------------------------------------------------------------------------------
+
+
+@method_decorator([csrf_exempt, never_cache], name="dispatch")
+class AuthorizationView(OAuthLibMixin, View):
+    """GET: a client's request, or the way back to one under way. POST: the person's answer to the consent page."""
+
+    http_method_names = ["get", "post"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        if "transaction" in request.GET and "client_id" not in request.GET:
+            return self._go_on(request)
+        try:
+            client, redirect_uri = self._check_client(request)
+        except UnknownClient as refused:
+            return _unknown_client(request, str(refused))
+        state = request.GET.get("state", "")[:LONGEST_PARAMETER]
+        try:
+            asked = self._check_request(request, client, redirect_uri, state)
+        except AuthorizationRefused as refused:
+            return _refuse_request(request, client, redirect_uri, state, refused)
+        return self._begin(request, asked)
+
+    def _go_on(self, request: HttpRequest) -> HttpResponse:
+        transaction = find_transaction(request, request.GET.get("transaction"))
+        if transaction is None or not transaction.is_open or transaction.client is None:
+            return gone(request, transaction)
+        return show(request, transaction)
+
+    # -- checking ------------------------------------------------------------------------------------------------------
+
+    def _check_client(self, request: HttpRequest) -> tuple[Client, str]:
+        """The client and the exact redirect URI, without which there is nobody to tell anything.
+
+        > If the request fails due to a missing, invalid, or mismatching redirection URI, or if the client identifier is
+        > missing or invalid, the authorization server SHOULD inform the resource owner of the error and MUST NOT
+        > automatically redirect the user-agent to the invalid redirection URI. (RFC 6749 §4.1.2.1)
+        """
+        for name in ("client_id", "redirect_uri"):
+            if len(request.GET.getlist(name)) > 1:
+                raise UnknownClient(f"{name} was sent more than once")
+        client_id, redirect_uri = request.GET.get("client_id", ""), request.GET.get("redirect_uri", "")
+        client = None
+        if client_id.isprintable() and len(client_id) <= 255:
+            client = Client.objects.filter(client_id=client_id).first()
+        if client is None or not client.is_usable(None):
+            raise UnknownClient("unknown client_id" if client is None else "blocked client")
+        registered = client.redirect_uris.split()
+        if not redirect_uri and len(registered) == 1:
+            redirect_uri = registered[0]
+        if not client.redirect_uri_allowed(redirect_uri):
+            logger.info("client %s: redirect_uri %.300r is none of %s", client.client_id, redirect_uri, registered)
+            raise UnknownClient("redirect_uri is not registered")
+        return client, redirect_uri
+
+    def _check_request(
+        self, request: HttpRequest, client: Client, redirect_uri: str, state: str
+    ) -> AuthorizationRequest:
+        """Everything else, in the library's order and then in ours. Raises AuthorizationRefused."""
+        _check_form(request)
+        try:
+            scopes, _ = self.validate_authorization_request(request)
+        except FatalClientError as error:
+            raise AuthorizationRefused("invalid_request", error.oauthlib_error.description or "") from error
+        except OAuthToolkitError as error:
+            raise AuthorizationRefused(error.oauthlib_error.error, error.oauthlib_error.description or "") from error
+        return AuthorizationRequest(
+            client=client,
+            redirect_uri=redirect_uri,
+            state=state,
+            scopes=tuple(dict.fromkeys(scopes)),
+            resource=_check_resource(request),
+            code_challenge=_check_challenge(request),
+            prompt=_check_prompt(request),
+            login_hint=request.GET.get("login_hint", "")[:255],
+        )
+
+    # -- going on ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, request: HttpRequest, asked: AuthorizationRequest) -> HttpResponse:
+        """Freeze the request, and show the page it needs; silence is for clients that an operator trusts (T9)."""
+        person = signed_in_person(request)
+        fresh = asked.prompt & {"login", "select_account"}
+        transaction = _freeze(request, asked, None if fresh else person)
+        silent = person and not asked.prompt - {"none"} and self._may_be_silent(transaction, person)
+        if person and silent:
+            return allow(request, transaction, person, transaction.scopes)
+        if "none" in asked.prompt:
+            return refuse(request, transaction, "consent_required" if person else "login_required", "prompt=none")
+        return show(request, transaction)
+
+    def _may_be_silent(self, transaction: LoginTransaction, person: User) -> bool:
+        client = transaction.client
+        trusted = client is not None and client.is_operator_made and client.skip_authorization
+        exact = transaction.redirect_uri.startswith("https:")
+        covered = consents.covers(transaction, person) and not upstream_tokens.needs_sign_in(person)
+        return trusted and exact and covered
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        transaction = find_transaction(request, request.POST.get("transaction"))
+        if transaction is None or not transaction.is_open or transaction.client is None:
+            return gone(request, transaction)
+        person = signed_in_person(request)
+        if person is None or person != transaction.user:
+            transaction.user = None
+            return show(request, transaction, notice="The account in this browser has changed.")
+        if not is_form_token(request.POST.get("form_token", ""), transaction, "consent", person, transaction.scopes):
+            return show(request, transaction, notice="This page was out of date. Please read it once more.")
+        return _act_on_answer(request, transaction, person)
+
+
+def _act_on_answer(request: HttpRequest, transaction: LoginTransaction, person: User) -> HttpResponse:
+    action = request.POST.get("action")
+    if action == "deny":
+        return refuse(request, transaction, "access_denied", "The person denied the request.")
+    if action == "switch_account":
+        return _switch_account(request, transaction)
+    if action != "allow":
+        return show(request, transaction, notice="Please choose Allow or Deny.")
+    ticked = set(request.POST.getlist("scope"))
+    scopes = [scope for scope in transaction.scopes if scope in ticked or scope == settings.OFFLINE_ACCESS]
+    shown = {row["name"] for row in consents.scope_rows(transaction.scopes)}
+    if shown and not ticked & shown:
+        return show(request, transaction, notice="Tick at least one permission, or choose Deny.")
+    return allow(request, transaction, person, scopes)
+
+
+def _switch_account(request: HttpRequest, transaction: LoginTransaction) -> HttpResponse:
+    """ "Not you?": this browser's session ends, what the provider sent is erased, and the person chooses anew."""
+    upstream_tokens.erase_staged(transaction)
+    auth.logout(request)
+    transaction.user, transaction.signed_in_at, transaction.prompt = None, None, "select_account"
+    transaction.save(update_fields=["user", "signed_in_at", "prompt"])
+    return sign_in_page(request, transaction)
+
+
+# -- single checks -----------------------------------------------------------------------------------------------------
+
+
+def _check_form(request: HttpRequest) -> None:
+    """> Request and response parameters MUST NOT be included more than once. (RFC 6749 §3.1)"""
+    for name, values in request.GET.lists():
+        if len(values) > 1 and name != "resource":
+            raise AuthorizationRefused("invalid_request", "A parameter was sent more than once.")
+        if any("\0" in value or len(value) > LONGEST_PARAMETER for value in values):
+            raise AuthorizationRefused("invalid_request", "A parameter is too long or holds a NUL.")
+    if "request" in request.GET:
+        raise AuthorizationRefused("request_not_supported", "Request objects are not supported.")
+    if "request_uri" in request.GET:
+        raise AuthorizationRefused("request_uri_not_supported", "Request objects are not supported.")
+    if request.GET.get("response_mode", "query") != "query":
+        raise AuthorizationRefused("invalid_request", "Only response_mode=query is supported.")
+
+
+def _check_resource(request: HttpRequest) -> tuple[str, ...]:
+    """RFC 8707 §2: one of ours, exactly; none named means both of ours, for clients older than the parameter."""
+    named = request.GET.getlist("resource")
+    if not named:
+        return tuple(settings.RESOURCES)
+    if len(named) > 1 or named[0] not in settings.RESOURCES:
+        raise AuthorizationRefused("invalid_target", "The resource must be one of this server's MCP endpoints.")
+    return (named[0],)
+
+
+def _check_challenge(request: HttpRequest) -> str:
+    """RFC 7636 §4.3, S256 only: an absent method would mean `plain`."""
+    challenge = request.GET.get("code_challenge", "")
+    if request.GET.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
+        raise AuthorizationRefused("invalid_request", "PKCE with code_challenge_method=S256 is required.")
+    return challenge
+
+
+def _check_prompt(request: HttpRequest) -> frozenset[str]:
+    prompt = frozenset(request.GET.get("prompt", "").split()) & PROMPTS
+    if "none" in prompt and len(prompt) > 1:
+        raise AuthorizationRefused("invalid_request", "prompt=none goes with nothing else.")
+    return prompt
+
+
+def _freeze(request: HttpRequest, asked: AuthorizationRequest, person: User | None) -> LoginTransaction:
+    return LoginTransaction.objects.create(
+        expires_at=timezone.now() + timedelta(seconds=settings.TRANSACTION_LIFETIME),
+        browser_digest=mark_browser(request),
+        client=asked.client,
+        client_digest=asked.client.digest(),
+        redirect_uri=asked.redirect_uri,
+        state=asked.state,
+        scope=" ".join(asked.scopes),
+        resource=list(asked.resource),
+        code_challenge=asked.code_challenge,
+        prompt=" ".join(sorted(asked.prompt)),
+        login_hint=asked.login_hint,
+        user=person,
+    )
+
+
+# -- the pages ---------------------------------------------------------------------------------------------------------
+
+
+def show(request: HttpRequest, transaction: LoginTransaction, notice: str = "") -> HttpResponse:
+    """The page that this transaction needs now: sign-in, or consent."""
+    person = signed_in_person(request)
+    wants_fresh = transaction.user is None and bool({"login", "select_account"} & set(transaction.prompt.split()))
+    if person is None or wants_fresh:
+        return sign_in_page(request, transaction, error=notice)
+    if upstream_tokens.needs_sign_in(person) and not transaction.staged_tokens:
+        return sign_in_page(request, transaction, error=notice)
+    if transaction.user != person:
+        if transaction.user is not None:
+            upstream_tokens.erase_staged(transaction)
+            notice = "The account in this browser has changed. Check that it is the one you want to connect."
+        transaction.user = person
+        transaction.save(update_fields=["user"])
+    return consent_page(request, transaction, person, notice)
+
+
+def begin_visit(request: HttpRequest, next_page: str) -> LoginTransaction:
+    """A transaction for a person who came by themselves, to one of our own pages."""
+    return LoginTransaction.objects.create(
+        expires_at=timezone.now() + timedelta(seconds=settings.TRANSACTION_LIFETIME),
+        browser_digest=mark_browser(request),
+        next_page=next_page if next_page in PAGES else "/",
+    )
+
+
+def sign_in_page(
+    request: HttpRequest, transaction: LoginTransaction, *, error: str = "", username: str = "", status: int = 200
+) -> HttpResponse:
+    """Names the client, where its answer goes and what it asks, and lets the person decide (T8)."""
+    context = {
+        **consents.request_context(transaction),
+        "page_title": "Sign in",
+        "form_token": form_token(transaction, "sign-in", None, transaction.scopes),
+        "providers": [{"name": name, "label": p["label"]} for name, p in settings.UPSTREAM_PROVIDERS.items()],
+        "own_accounts": settings.OWN_ACCOUNTS,
+        "demo_user": settings.DEMO_USER,
+        "error": error,
+        "username": username or transaction.login_hint,
+    }
+    return _page(request, transaction, "oauth_relay/sign_in.html", context, status)
+
+
+def consent_page(request: HttpRequest, transaction: LoginTransaction, person: User, notice: str) -> HttpResponse:
+    """Names client, account, destination and each permission with the tools it opens (DESIGN §4.5)."""
+    context = {
+        **consents.request_context(transaction),
+        "page_title": "Allow access?",
+        "form_token": form_token(transaction, "consent", person, transaction.scopes),
+        "account": person_context(person),
+        "person": person_context(person),
+        "lasts_until": consents.lasts_until(),
+        "notice": notice,
+    }
+    return _page(request, transaction, "oauth_relay/consent.html", context, 200)
+
+
+def _page(
+    request: HttpRequest, transaction: LoginTransaction, template: str, context: dict[str, object], status: int
+) -> HttpResponse:
+    response = render(request, template, context, status=status)
+    consents.allow_form_to_leave(response, transaction)
+    return remember_browser(request, response)
+
+
+# -- the ends ----------------------------------------------------------------------------------------------------------
+
+
+def resume(transaction: LoginTransaction) -> HttpResponse:
+    """After sign-in: on to the consent page, or to where the visit wanted to go."""
+    if transaction.client_id is None:
+        _close(transaction, LoginTransaction.Outcome.ALLOWED)
+        return pages.see_other(transaction.next_page)
+    return pages.see_other(f"/authorize?transaction={transaction.pk}")
+
+
+def allow(request: HttpRequest, transaction: LoginTransaction, person: User, scopes: list[str]) -> HttpResponse:
+    """Record the consent, keep what the provider sent, issue the code: all in one transaction, once."""
+    try:
+        with database.atomic():
+            if not _close(transaction, LoginTransaction.Outcome.ALLOWED):
+                return gone(request, transaction)
+            client = Client.objects.select_for_update().get(pk=transaction.client_id)
+            if client.digest() != transaction.client_digest or not client.is_usable(None):
+                raise AuthorizationRefused("access_denied", "The client changed while the page was open.")
+            grant = consents.record(transaction, person, scopes)
+            upstream_tokens.keep_staged(transaction)
+            location = _issue_code(request, transaction, scopes, grant)
+    except AuthorizationRefused as refused:
+        return refuse(request, transaction, refused.error, refused.description)
+    return pages.redirect(location)
+
+
+def _issue_code(request: HttpRequest, transaction: LoginTransaction, scopes: list[str], grant: object) -> str:
+    """The redirect that carries the code. The library checks client, redirect URI and PKCE once more."""
+    assert transaction.client is not None
+    credentials = {
+        "client_id": transaction.client.client_id,
+        "redirect_uri": transaction.redirect_uri,
+        "response_type": "code",
+        "state": transaction.state or None,
+        "code_challenge": transaction.code_challenge,
+        "code_challenge_method": "S256",
+        "resource": transaction.resource,
+        "relay_grant": grant,
+    }
+    core = AuthorizationView.get_oauthlib_core()
+    try:
+        location, *_ = core.create_authorization_response(request, scopes, credentials, True)
+    except OAuthToolkitError as error:
+        raise AuthorizationRefused(error.oauthlib_error.error, error.oauthlib_error.description or "") from error
+    return str(location)
+
+
+def refuse(request: HttpRequest, transaction: LoginTransaction, error: str, description: str) -> HttpResponse:
+    """End a transaction with an error, at the client: the person came here by their own click.
+
+    A visit has no client: it ends on a page.
+    """
+    upstream_tokens.erase_staged(transaction)
+    denied = error == "access_denied"
+    if not _close(transaction, LoginTransaction.Outcome.DENIED if denied else LoginTransaction.Outcome.FAILED):
+        return gone(request, transaction)
+    client = transaction.client
+    audit.record_within(
+        audit.Event(
+            "authorization.refused",
+            error,
+            pseudonym=transaction.user.pseudonym if transaction.user else None,
+            client_id=client.client_id if client else "",
+            detail={"description": description},
+        )
+    )
+    if client is None:
+        what = "You cancelled." if denied else description
+        return pages.refusal(
+            request, 403 if denied else 503, "Not signed in", what, "You can try again from the start page."
+        )
+    return pages.redirect(_error_location(transaction.redirect_uri, error, description, transaction.state))
+
+
+def _close(transaction: LoginTransaction, outcome: str) -> bool:
+    """Answer the transaction once; False if another tab, or a second click, was first."""
+    now = timezone.now()
+    closed = LoginTransaction.objects.filter(pk=transaction.pk, answered_at__isnull=True).update(
+        answered_at=now, outcome=outcome
+    )
+    transaction.answered_at, transaction.outcome = now, outcome
+    return bool(closed)
+
+
+def _error_location(redirect_uri: str, error: str, description: str, state: str) -> str:
+    """RFC 6749 §4.1.2.1, with `iss` on errors too (RFC 9207 §2)."""
+    answer = {"error": error, "error_description": description, "iss": settings.PUBLIC_URL}
+    if state:
+        answer["state"] = state
+    parts = urlsplit(redirect_uri)
+    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in answer]
+    return urlunsplit(parts._replace(query=urlencode([*kept, *answer.items()])))
+
+
+def _refuse_request(
+    request: HttpRequest, client: Client, redirect_uri: str, state: str, refused: AuthorizationRefused
+) -> HttpResponse:
+    """A wrong request goes back by itself only to where that can hurt nobody (T28)."""
+    audit.record_within(
+        audit.Event(
+            "authorization.refused", refused.error, client_id=client.client_id, detail={"why": refused.description}
+        )
+    )
+    location = _error_location(redirect_uri, refused.error, refused.description, state)
+    person = signed_in_person(request)
+    if (
+        client.is_operator_made
+        or redirect_uris.is_loopback_redirect(redirect_uri)
+        or consents.has_consented_before(client, redirect_uri, person)
+    ):
+        return pages.redirect(location)
+    host = redirect_uris.host_of(redirect_uri)
+    return pages.refusal(
+        request,
+        400,
+        "The request was not right",
+        f"{client.display_name} asked for access in a way this server cannot accept: {refused.description}",
+        "Close this page, or go back to the application with the link below: it will be told what was wrong.",
+        pages.Link(location, f"Return to {client.display_name}", host),
+    )
+
+
+def _unknown_client(request: HttpRequest, why: str) -> HttpResponse:
+    """The client's own memory is stale, most often: say how to reset it."""
+    logger.info("authorization request refused: %s", why)
+    audit.record_within(audit.Event("authorization.refused", "unknown_client", detail={"why": why}))
+    if "redirect_uri" in why:
+        what = "The application asked to be answered at an address that it has not registered here."
+    else:
+        what = "The application that sent you here is not known to this server (any more)."
+    repair = (
+        "In the application, remove this server and add it again, so that it registers afresh. In Claude Code: "
+        "/mcp, choose the server, “Clear authentication”. With mcp-remote: delete the folder ~/.mcp-auth."
+    )
+    return pages.refusal(request, 400, "This application must connect anew", what, repair)
+
+
+def gone(request: HttpRequest, transaction: LoginTransaction | None) -> HttpResponse:
+    """A form sent twice, too late, or from another browser: nothing is recorded."""
+    if transaction is not None and transaction.answered_at:
+        what = "You have already answered this request, so nothing was changed now."
+        repair = "Go back to the application. To see or end what is connected, open “Connections”."
+    else:
+        what = "This sign-in has expired, or was begun in another browser. Nothing was changed."
+        repair = "Go back to the application and connect again."
+    link = pages.Link("/connections", "See your connections", "")
+    return pages.refusal(request, 409, "Nothing was changed", what, repair, link)

@@ -1,0 +1,73 @@
+"""/connections: what is connected to this person's account, and the button that ends it."""
+
+import uuid
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.cache import never_cache
+
+from oauth_relay import consents, pages, redirect_uris, withdrawals
+from oauth_relay.models import Grant, User
+from oauth_relay.sign_in import person_context, signed_in_person
+
+
+def _row(grant: Grant) -> dict[str, object]:
+    records = list(grant.consents.filter(withdrawn_at__isnull=True).order_by("-created"))
+    scopes = dict.fromkeys(scope for record in records for scope in record.scope.split())
+    return {
+        "id": str(grant.pk),
+        "client_name": grant.client.display_name,
+        "host": redirect_uris.host_of(records[0].redirect_uri) if records else "",
+        "scopes": consents.scope_rows(scopes),
+        "connected": grant.created,
+        "last_used": grant.last_used_at,
+        "last_tool": grant.last_tool,
+    }
+
+
+def connections_of(user: User) -> list[dict[str, object]]:
+    """The person's live connections, newest first."""
+    grants = Grant.objects.filter(user=user, withdrawn_at__isnull=True).select_related("client")
+    return [_row(grant) for grant in grants.order_by("-created")]
+
+
+@method_decorator(never_cache, name="dispatch")
+class ConnectionsView(View):
+    """GET: the list. POST: end one; everything of it is over, everywhere, within a second."""
+
+    http_method_names = ["get", "post"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        person = signed_in_person(request)
+        if person is None:
+            return pages.see_other("/login?next=/connections")
+        context = {
+            "page_title": "Connections",
+            "person": person_context(person),
+            "connections": connections_of(person),
+            "notice": " ".join(str(message) for message in messages.get_messages(request)),
+        }
+        return render(request, "oauth_relay/connections.html", context)
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        person = signed_in_person(request)
+        if person is None:
+            return pages.see_other("/login?next=/connections")
+        grant = self._find(request, person)
+        if grant is None:
+            messages.info(request, "That connection had already ended.")
+        else:
+            withdrawals.withdraw_grant(grant.pk, by="person")
+            messages.info(request, f"{grant.client.display_name} is disconnected.")
+        return pages.see_other("/connections")
+
+    def _find(self, request: HttpRequest, person: User) -> Grant | None:
+        """Somebody else's grant reads like none."""
+        try:
+            key = uuid.UUID(request.POST.get("grant", ""))
+        except ValueError:
+            return None
+        return Grant.objects.filter(pk=key, user=person, withdrawn_at__isnull=True).select_related("client").first()

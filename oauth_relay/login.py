@@ -1,0 +1,128 @@
+"""/login and /logout: the decision on the sign-in page, and the passwords of own accounts (DESIGN §4.3)."""
+
+import hashlib
+import time
+
+from django.conf import settings
+from django.contrib import auth
+from django.core.cache import cache
+from django.db import transaction as database
+from django.http import HttpRequest, HttpResponse
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_POST
+
+from oauth_relay import audit, authorization, upstream_login
+from oauth_relay.models import LoginTransaction, User
+from oauth_relay.pages import see_other
+from oauth_relay.sign_in import OWN, find_transaction, is_form_token, open_session, settle, signed_in_person
+
+FREE_FAILURES = 5
+LONGEST_DELAY = 900
+FAILURES_REMEMBERED = 3600
+LONGEST_NAME, LONGEST_PASSWORD = 150, 4096
+
+
+@method_decorator([csrf_exempt, never_cache, sensitive_post_parameters("password")], name="dispatch")
+class SignInView(View):
+    """GET /login: a person comes by themselves. POST /login: their decision on the sign-in page.
+
+    The form token stands in for Django's: it survives a sign-in in another tab, and it says more.
+    """
+
+    http_method_names = ["get", "post"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        next_page = request.GET.get("next", "/connections")
+        if signed_in_person(request) and next_page in authorization.PAGES:
+            return see_other(next_page)
+        return authorization.sign_in_page(request, authorization.begin_visit(request, next_page))
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        transaction = find_transaction(request, request.POST.get("transaction"))
+        if transaction is None or not transaction.is_open:
+            return authorization.gone(request, transaction)
+        if not is_form_token(request.POST.get("form_token", ""), transaction, "sign-in", None, transaction.scopes):
+            said = "This page was out of date. Please try once more."
+            return authorization.sign_in_page(request, transaction, error=said, status=409)
+        if request.POST.get("action") == "cancel":
+            return authorization.refuse(request, transaction, "access_denied", "The person cancelled.")
+        if provider := request.POST.get("provider"):
+            return self._forward(request, transaction, provider)
+        return self._sign_in(request, transaction)
+
+    def _forward(self, request: HttpRequest, transaction: LoginTransaction, provider: str) -> HttpResponse:
+        if provider not in settings.UPSTREAM_PROVIDERS:
+            said = "That way to sign in is not offered here."
+            return authorization.sign_in_page(request, transaction, error=said, status=400)
+        return upstream_login.forward(request, transaction, provider)
+
+    def _sign_in(self, request: HttpRequest, transaction: LoginTransaction) -> HttpResponse:
+        username = request.POST.get("username", "")
+        if not settings.OWN_ACCOUNTS:
+            said = "Own accounts are not offered here."
+            return authorization.sign_in_page(request, transaction, error=said, status=400)
+        if wait := seconds_to_wait(username):
+            said = f"Too many failed attempts for this account. Try again in {wait} seconds."
+            return authorization.sign_in_page(request, transaction, error=said, username=username, status=429)
+        user = _verify_password(request, username)
+        if user is None:
+            note_failure(username)
+            audit.record_within(audit.Event("user.sign_in_failed", "wrong_password", detail={"way": OWN}))
+            said = "That user name and password do not match."
+            return authorization.sign_in_page(request, transaction, error=said, username=username, status=403)
+        forget_failures(username)
+        with database.atomic():
+            open_session(request, user, OWN)
+            settle(transaction, user)
+        return authorization.resume(transaction)
+
+
+def _verify_password(request: HttpRequest, username: str) -> User | None:
+    if "\0" in username or len(username) > LONGEST_NAME:  # PostgreSQL knows no NUL; no account has such a name
+        return None
+    password = request.POST.get("password", "")
+    if len(password) > LONGEST_PASSWORD:
+        return None
+    user = auth.authenticate(request, username=username, password=password)
+    if not isinstance(user, User) or (user.is_demo and not settings.DEMO_USER):
+        return None
+    return user
+
+
+# -- failed passwords, and nothing else, are delayed -------------------------------------------------------------------
+
+
+def _failures_key(username: str) -> str:
+    return "sign-in-failures:" + hashlib.sha256(username.casefold().encode()).hexdigest()
+
+
+def seconds_to_wait(username: str) -> int:
+    """How long this account name must still wait, after more than `FREE_FAILURES` failures. Whole seconds."""
+    count, last = cache.get(_failures_key(username), (0, 0.0))
+    if count <= FREE_FAILURES:
+        return 0
+    delay = min(2 ** (count - FREE_FAILURES), LONGEST_DELAY)
+    return max(0, round(last + delay - time.time()))
+
+
+def note_failure(username: str) -> None:
+    count, _ = cache.get(_failures_key(username), (0, 0.0))
+    cache.set(_failures_key(username), (count + 1, time.time()), FAILURES_REMEMBERED)
+
+
+def forget_failures(username: str) -> None:
+    cache.delete(_failures_key(username))
+
+
+@require_POST
+def sign_out(request: HttpRequest) -> HttpResponse:
+    """POST /logout: this browser's session ends. Connected clients stay connected: /connections ends those."""
+    user = signed_in_person(request)
+    if user is not None:
+        audit.record_within(audit.Event("user.signed_out", pseudonym=user.pseudonym))
+    auth.logout(request)
+    return see_other("/")

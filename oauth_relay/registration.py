@@ -1,0 +1,250 @@
+"""/register: dynamic client registration (RFC 7591), and a registered client's own record (RFC 7592).
+
+Deprecated by MCP 2026-07-28 in favour of client id metadata documents, and what most clients do today. Deletable when
+they have moved on: nothing else imports this file but the URL table.
+"""
+
+import hashlib
+import json
+import secrets
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.db import transaction as database
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.request import UnreadablePostError
+from django.utils.crypto import constant_time_compare
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.csrf import csrf_exempt
+from oauth2_provider.generators import generate_client_secret
+
+from oauth_relay import audit, redirect_uris, withdrawals
+from oauth_relay.models import Client
+from oauth_relay.pages import oauth_error
+
+MOST_REDIRECT_URIS = 10
+LARGEST_METADATA = 16 * 1024
+LONGEST_NAME = 200
+AUTH_METHODS = ("none", "client_secret_post", "client_secret_basic")
+GRANT_TYPES = ("authorization_code", "refresh_token")
+TEXTS = ("client_name", "client_uri", "logo_uri", "tos_uri", "policy_uri", "software_id", "software_version", "scope")
+LINKS = ("client_uri", "logo_uri", "tos_uri", "policy_uri")
+
+
+class InvalidMetadata(Exception):
+    """The metadata cannot be registered; carries the error of RFC 7591 §3.2.2 and what to mend."""
+
+    def __init__(self, error: str, description: str) -> None:
+        super().__init__(description)
+        self.error, self.description = error, description
+
+
+def read_metadata(request: HttpRequest) -> dict[str, Any]:
+    """The JSON object in the body. Raises InvalidMetadata."""
+    try:
+        if len(request.body) > LARGEST_METADATA:
+            raise InvalidMetadata("invalid_client_metadata", "The metadata is larger than 16 KiB.")
+        metadata = json.loads(request.body)
+    except (RequestDataTooBig, UnreadablePostError):
+        raise InvalidMetadata("invalid_client_metadata", "The metadata is larger than 16 KiB.") from None
+    except (ValueError, RecursionError):
+        raise InvalidMetadata("invalid_client_metadata", "The body must be one JSON object.") from None
+    if not isinstance(metadata, dict):
+        raise InvalidMetadata("invalid_client_metadata", "The body must be one JSON object.")
+    return metadata
+
+
+def checked_metadata(unverified: dict[str, Any]) -> dict[str, Any]:
+    """What of a client's metadata is kept and echoed, with this server's choices filled in (RFC 7591 §2).
+
+    > The authorization server MAY reject or replace any of the client's requested metadata values (§3.2.1).
+    """
+    method = unverified.get("token_endpoint_auth_method", "client_secret_basic")
+    if method not in AUTH_METHODS:
+        raise InvalidMetadata("invalid_client_metadata", f"token_endpoint_auth_method must be one of {AUTH_METHODS}.")
+    kept: dict[str, Any] = {
+        **_texts(unverified),
+        "redirect_uris": _redirect_uris(unverified.get("redirect_uris")),
+        "token_endpoint_auth_method": method,
+        "grant_types": _grant_types(unverified.get("grant_types", ["authorization_code"])),
+        "response_types": ["code"],
+    }
+    if unverified.get("application_type") in ("web", "native"):
+        kept["application_type"] = unverified["application_type"]
+    if contacts := [c for c in _strings(unverified, "contacts") if len(c) <= LONGEST_NAME][:5]:
+        kept["contacts"] = contacts
+    return kept
+
+
+def _texts(unverified: dict[str, Any]) -> dict[str, str]:
+    texts = {}
+    for name in TEXTS:
+        value = unverified.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str) or len(value) > 2000 or "\0" in value:
+            raise InvalidMetadata("invalid_client_metadata", f"{name} must be a text of at most 2000 characters.")
+        if name in LINKS and not value.startswith(("https://", "http://localhost", "http://127.0.0.1")):
+            continue  # a link that nobody could follow safely is not worth refusing a client for
+        texts[name] = "".join(c for c in value if c.isprintable())
+    return texts
+
+
+def _strings(unverified: dict[str, Any], name: str) -> list[str]:
+    values = unverified.get(name) or []
+    if not isinstance(values, list) or not all(isinstance(value, str) and "\0" not in value for value in values):
+        raise InvalidMetadata("invalid_client_metadata", f"{name} must be a list of texts.")
+    return values
+
+
+def _redirect_uris(values: Any) -> list[str]:
+    """The redirect URIs that may be registered; one bad among good ones is dropped, none left is refused."""
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise InvalidMetadata("invalid_redirect_uri", "redirect_uris must be a list with at least one URI.")
+    if len(values) > MOST_REDIRECT_URIS:
+        raise InvalidMetadata("invalid_redirect_uri", f"At most {MOST_REDIRECT_URIS} redirect URIs can be registered.")
+    allowed = [uri for uri in dict.fromkeys(values) if redirect_uris.is_allowed(uri)]
+    if not allowed:
+        schemes = ", ".join(f"{scheme}:" for scheme in settings.CUSTOM_REDIRECT_SCHEMES)
+        raise InvalidMetadata(
+            "invalid_redirect_uri",
+            f"A redirect URI must be https, http on a loopback address, or one of {schemes}; without a fragment.",
+        )
+    return allowed
+
+
+def _grant_types(values: Any) -> list[str]:
+    """What of the asked grant types exists here. VS Code also asks for device codes: dropped, not refused."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InvalidMetadata("invalid_client_metadata", "grant_types must be a list of texts.")
+    if "authorization_code" not in values:
+        raise InvalidMetadata("invalid_client_metadata", "grant_types must contain authorization_code.")
+    return list(GRANT_TYPES)
+
+
+# -- writing and answering ---------------------------------------------------------------------------------------------
+
+
+def register(metadata: dict[str, Any], network: str) -> tuple[Client, str, str]:
+    """A new client, always a row of its own (T6). Returns it with its raw secret (or none) and registration token."""
+    is_public = metadata["token_endpoint_auth_method"] == "none"
+    raw_secret, raw_token = "" if is_public else generate_client_secret(), secrets.token_urlsafe(32)
+    with database.atomic():
+        client = Client.objects.create(
+            client_type=Client.CLIENT_PUBLIC if is_public else Client.CLIENT_CONFIDENTIAL,
+            authorization_grant_type=Client.GRANT_AUTHORIZATION_CODE,
+            client_secret=raw_secret,
+            hash_client_secret=not is_public,
+            registration_source=Client.RegistrationSource.DCR,
+            registration_token_digest=hashlib.sha256(raw_token.encode()).hexdigest(),
+            registered_from=network,
+            **_fields(metadata),
+        )
+        detail = {"name": client.name, "hosts": [redirect_uris.host_of(uri) for uri in metadata["redirect_uris"]]}
+        audit.record_within(audit.Event("client.registered", client_id=client.client_id, detail=detail))
+    return client, raw_secret, raw_token
+
+
+def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": metadata.get("client_name", "")[:LONGEST_NAME],
+        "redirect_uris": " ".join(metadata["redirect_uris"]),
+        "metadata": metadata,
+    }
+
+
+def information(client: Client, raw_token: str, raw_secret: str = "") -> dict[str, Any]:
+    """The client information response (RFC 7591 §3.2.1), with where to manage it (RFC 7592 §3)."""
+    answer = {
+        **client.metadata,
+        "client_id": client.client_id,
+        "client_id_issued_at": int(client.created.timestamp()),
+        "registration_client_uri": f"{settings.PUBLIC_URL}/register/{client.client_id}",
+        "registration_access_token": raw_token,
+    }
+    if raw_secret:
+        answer |= {"client_secret": raw_secret, "client_secret_expires_at": 0}
+    return answer
+
+
+def _answer(body: dict[str, Any], status: int) -> HttpResponse:
+    response = JsonResponse(body, status=status)
+    response["Cache-Control"], response["Pragma"] = "no-store", "no-cache"
+    return response
+
+
+class _JsonView(View):
+    def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        allowed = ", ".join(self._allowed_methods())
+        return oauth_error("invalid_request", f"Use one of: {allowed}.", 405, {"Allow": allowed})
+
+
+@method_decorator(csrf_exempt, name="dispatch")
+class RegistrationView(_JsonView):
+    """POST /register (RFC 7591 §3)."""
+
+    http_method_names = ["post"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        try:
+            metadata = checked_metadata(read_metadata(request))
+        except InvalidMetadata as wrong:
+            return oauth_error(wrong.error, wrong.description)
+        client, raw_secret, raw_token = register(metadata, request.META.get("REMOTE_ADDR", ""))
+        return _answer(information(client, raw_token, raw_secret), 201)
+
+
+@method_decorator(csrf_exempt, name="dispatch")
+class RegisteredClientView(_JsonView):
+    """GET, PUT, DELETE /register/<id> with the registration access token (RFC 7592 §2)."""
+
+    http_method_names = ["get", "put", "delete"]
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Unknown, not yours, and gone read the same."""
+        scheme, _, raw_token = request.headers.get("Authorization", "").partition(" ")
+        client_id = kwargs["client_id"]
+        client = (
+            Client.objects.filter(client_id=client_id, registration_source="dcr").first()
+            if client_id.isprintable()
+            else None
+        )
+        digest = hashlib.sha256(raw_token.strip().encode()).hexdigest()
+        known = client is not None and constant_time_compare(client.registration_token_digest, digest)
+        if scheme.lower() != "bearer" or not known:
+            headers = {"WWW-Authenticate": 'Bearer error="invalid_token"' if raw_token else "Bearer"}
+            return oauth_error("invalid_token", "The registration access token is not valid.", 401, headers)
+        self.client, self.raw_token = client, raw_token.strip()
+        return super().dispatch(request, *args, **kwargs)
+
+    def get(self, request: HttpRequest, client_id: str) -> HttpResponse:
+        return _answer(information(self.client, self.raw_token), 200)
+
+    def put(self, request: HttpRequest, client_id: str) -> HttpResponse:
+        """A full replacement. The way a client authenticates, its id and its secret stay what they are."""
+        try:
+            unverified = read_metadata(request)
+            if unverified.get("client_id") != client_id:
+                raise InvalidMetadata("invalid_client_metadata", "client_id must be the registered one.")
+            metadata = checked_metadata(unverified)
+            if metadata["token_endpoint_auth_method"] != self.client.metadata["token_endpoint_auth_method"]:
+                raise InvalidMetadata("invalid_client_metadata", "token_endpoint_auth_method cannot be changed.")
+        except InvalidMetadata as wrong:
+            return oauth_error(wrong.error, wrong.description)
+        with database.atomic():
+            for name, value in _fields(metadata).items():
+                setattr(self.client, name, value)
+            self.client.save(update_fields=["name", "redirect_uris", "metadata", "updated"])
+            audit.record_within(audit.Event("client.changed_itself", client_id=client_id))
+        return _answer(information(self.client, self.raw_token), 200)
+
+    def delete(self, request: HttpRequest, client_id: str) -> HttpResponse:
+        """> … the authorization server … SHOULD immediately invalidate all existing authorization grants and currently
+        > active access tokens, all refresh tokens, and other tokens associated with this client. (RFC 7592 §2.3)"""
+        with database.atomic():
+            withdrawals.block_client(self.client)
+            audit.record_within(audit.Event("client.deleted_itself", client_id=client_id))
+            self.client.delete()
+        return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
