@@ -5,12 +5,10 @@ handler of ours ends streams and calls; a server that sends lifespan is asked to
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from types import FrameType
-from typing import Any
 
 from django.core.asgi import get_asgi_application
 
@@ -19,10 +17,12 @@ _django = get_asgi_application()
 
 from django.conf import settings  # noqa: E402
 from django.core import checks  # noqa: E402
+
+from cair.guard import Application, Guard, Receive, Scope, Send  # noqa: E402
 from mcp_gateway.routing import routes  # noqa: E402
 from mcp_gateway.shutdown import end_streams  # noqa: E402
 
-from cair.guard import Application, Guard, Receive, Scope, Send  # noqa: E402
+logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 3.0
 
@@ -71,27 +71,22 @@ class Process:
             return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            theirs = signal.getsignal(number)
-            loop.add_signal_handler(number, self._drain_then, end_streams, theirs, number)
+            loop.add_signal_handler(number, self._drain_and_stop)
 
-    def _drain_then(self, end: Callable[[], Awaitable[None]], theirs: Any, number: int) -> None:
-        async def drain() -> None:
-            try:
-                await asyncio.wait_for(end(), DRAIN_SECONDS)
-            except TimeoutError:
-                pass
-            finally:
-                _hand_on(theirs, number)
-
-        self.draining = asyncio.ensure_future(drain())
+    def _drain_and_stop(self) -> None:
+        self.draining = asyncio.ensure_future(_drain_and_stop())
 
 
-def _hand_on(theirs: Callable[[int, FrameType | None], Any] | int | None, number: int) -> None:
-    if callable(theirs):
-        theirs(number, None)
-    else:
-        asyncio.get_running_loop().remove_signal_handler(number)
-        signal.raise_signal(signal.Signals(number))
+async def _drain_and_stop() -> None:
+    """Let streams and calls end, within bounds, then end the server as its own signal handler would."""
+    from twisted.internet import reactor
+
+    try:
+        await asyncio.wait_for(end_streams(), DRAIN_SECONDS)
+    except TimeoutError:
+        logger.warning("calls that were still under way after %s seconds are cut off", DRAIN_SECONDS)
+    if reactor.running:
+        reactor.stop()
 
 
 refuse_to_start_if_wrong()

@@ -29,6 +29,7 @@ MCP_PATHS = frozenset({"/mcp", "/sse", "/messages/"})
 # What a browser client calls before it has a token. Public, and never with cookies: any origin may.
 PUBLIC_PATHS = frozenset({"/token", "/register", "/revoke", "/introspect"})
 PUBLIC_PREFIXES = ("/.well-known/", "/register/")
+DISCOVERY_SUFFIX = "/.well-known/openid-configuration"  # clients also ask below the endpoint itself
 FORWARDED = (b"forwarded", b"via", b"x-real-ip", b"x-forwarded-", b"cf-")
 EXPOSED_HEADERS = "WWW-Authenticate, Mcp-Session-Id, MCP-Protocol-Version, Retry-After, X-Trace-Id"
 ALLOWED_REQUEST_HEADERS = (
@@ -136,7 +137,9 @@ class _Request:
     # -- Origin --------------------------------------------------------------------------------------------------------
 
     def _is_public(self) -> bool:
-        return self.path in PUBLIC_PATHS or self.path.startswith(PUBLIC_PREFIXES)
+        return (
+            self.path in PUBLIC_PATHS or self.path.startswith(PUBLIC_PREFIXES) or self.path.endswith(DISCOVERY_SUFFIX)
+        )
 
     def _origin_may_call(self) -> bool:
         """> Servers MUST validate the `Origin` header on all incoming connections. (MCP, Streamable HTTP, Security)"""

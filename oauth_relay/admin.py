@@ -30,7 +30,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         return [f.name for f in self.model._meta.fields if f.name not in SECRET_FIELDS]
 
     def get_exclude(self, request: HttpRequest, obj: models.Model | None = None) -> tuple[str, ...]:

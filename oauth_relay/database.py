@@ -19,4 +19,4 @@ _threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
 async def in_database(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `function` on a database thread and await its result."""
     call = database_sync_to_async(function, thread_sensitive=False, executor=_threads)
-    return await call(*args, **kwargs)  # type: ignore[no-any-return]
+    return await call(*args, **kwargs)

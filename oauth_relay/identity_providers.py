@@ -66,7 +66,7 @@ class TokenAnswer:
     expires_at: float | None
 
 
-# -- one HTTP client for all of it ---------------------------------------------------------------------------------------
+# -- one HTTP client for all of it -------------------------------------------------------------------------------------
 
 
 class _NoCredentials(AuthBase):
@@ -149,7 +149,7 @@ def _json_object(body: bytes, status: int) -> dict[str, Any]:
     return found
 
 
-# -- documents that are read once and kept ---------------------------------------------------------------------------------
+# -- documents that are read once and kept -----------------------------------------------------------------------------
 
 
 class _Document:
@@ -192,7 +192,7 @@ class _Document:
         self._tried_at = time.monotonic()
 
 
-# -- a provider --------------------------------------------------------------------------------------------------------------
+# -- a provider --------------------------------------------------------------------------------------------------------
 
 
 class Provider:

@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db import transaction as database
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.http.request import UnreadablePostError
 from django.utils.crypto import constant_time_compare
 from django.utils.decorators import method_decorator
@@ -155,6 +155,15 @@ def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def find_registered_client(client_id: str, raw_token: str) -> Client | None:
+    """The client that registered itself under `client_id`, if `raw_token` is its registration access token."""
+    if not client_id.isprintable():
+        return None
+    client = Client.objects.filter(client_id=client_id, registration_source=Client.RegistrationSource.DCR).first()
+    digest = hashlib.sha256(raw_token.encode()).hexdigest()
+    return client if client and constant_time_compare(client.registration_token_digest, digest) else None
+
+
 def information(client: Client, raw_token: str, raw_secret: str = "") -> dict[str, Any]:
     """The client information response (RFC 7591 §3.2.1), with where to manage it (RFC 7592 §3)."""
     answer = {
@@ -177,7 +186,7 @@ def _answer(body: dict[str, Any], status: int) -> HttpResponse:
 
 class _JsonView(View):
     def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        allowed = ", ".join(self._allowed_methods())
+        allowed = ", ".join(name.upper() for name in self.http_method_names)
         return oauth_error("invalid_request", f"Use one of: {allowed}.", 405, {"Allow": allowed})
 
 
@@ -202,18 +211,11 @@ class RegisteredClientView(_JsonView):
 
     http_method_names = ["get", "put", "delete"]
 
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Unknown, not yours, and gone read the same."""
         scheme, _, raw_token = request.headers.get("Authorization", "").partition(" ")
-        client_id = kwargs["client_id"]
-        client = (
-            Client.objects.filter(client_id=client_id, registration_source="dcr").first()
-            if client_id.isprintable()
-            else None
-        )
-        digest = hashlib.sha256(raw_token.strip().encode()).hexdigest()
-        known = client is not None and constant_time_compare(client.registration_token_digest, digest)
-        if scheme.lower() != "bearer" or not known:
+        client = find_registered_client(kwargs["client_id"], raw_token.strip())
+        if scheme.lower() != "bearer" or client is None:
             headers = {"WWW-Authenticate": 'Bearer error="invalid_token"' if raw_token else "Bearer"}
             return oauth_error("invalid_token", "The registration access token is not valid.", 401, headers)
         self.client, self.raw_token = client, raw_token.strip()

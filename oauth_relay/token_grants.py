@@ -48,7 +48,7 @@ def digest_of(raw: str) -> str:
     return hashlib.sha256(raw.encode()).hexdigest()
 
 
-def live_grant_for(grant_id: uuid.UUID | None, request: Any) -> Grant:
+def live_grant_for(grant_id: Any, request: Any) -> Grant:
     """The grant, locked and read again. Raises `invalid_grant` where it, its person or its client is over."""
     grant = Grant.objects.select_for_update().filter(pk=grant_id).first()
     if grant is None or not grant.is_live:
@@ -70,7 +70,7 @@ class CodeGrant(AuthorizationCodeGrant):
         if request.code:
             request.code = digest_of(request.code)
         with database.atomic():
-            return super().create_token_response(request, token_handler)  # type: ignore[no-any-return]
+            return super().create_token_response(request, token_handler)
 
 
 class RefreshGrant(RefreshTokenGrant):
@@ -186,8 +186,12 @@ class RelayRequestValidator(OAuth2Validator):
         return True
 
     def get_default_redirect_uri(self, client_id: str, request: Any, *args: Any, **kwargs: Any) -> str:
-        """OAuth 2.1 §4.1.3 no longer asks for `redirect_uri` here: the code knows its own, and PKCE binds the client."""
-        return str(request.code_row.redirect_uri)
+        """OAuth 2.1 §4.1.3 no longer asks for `redirect_uri` at /token: the code knows its own, and PKCE binds the client.
+
+        At /authorize there is no code yet, and a client with one redirect URI may leave it away (RFC 6749 §3.1.2.3).
+        """
+        row = getattr(request, "code_row", None)
+        return str(row.redirect_uri if isinstance(row, AuthorizationCode) else request.client.redirect_uris.split()[0])
 
     def invalidate_authorization_code(self, client_id: str, code: str, request: Any, *args: Any, **kwargs: Any) -> None:
         """Compare-and-swap: where the database ignores row locks, this decides who was first."""

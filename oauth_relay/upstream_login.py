@@ -55,7 +55,7 @@ class LoginFailed(Exception):
     """The provider's answer proves nobody. The message is for the operator; the client hears a general sentence."""
 
 
-# -- the way there -------------------------------------------------------------------------------------------------------
+# -- the way there -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _authentication_request(transaction: LoginTransaction, upstream: Provider, j
     }
 
 
-# -- the way back --------------------------------------------------------------------------------------------------------
+# -- the way back ------------------------------------------------------------------------------------------------------
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -322,7 +322,7 @@ def _event(name: str, transaction: LoginTransaction, upstream: Provider, user: U
     )
 
 
-# -- what is believed of the answer ------------------------------------------------------------------------------------------
+# -- what is believed of the answer ------------------------------------------------------------------------------------
 
 
 class UpstreamLoginBackend(OIDCAuthenticationBackend):

@@ -81,7 +81,7 @@ class UpstreamToken:
     expires_at: float
 
 
-# -- the door ------------------------------------------------------------------------------------------------------------
+# -- the door ----------------------------------------------------------------------------------------------------------
 
 
 async def upstream_token_for(principal: Principal, api: str, rejected_version: str | None = None) -> UpstreamToken:
@@ -160,13 +160,14 @@ class _Memory:
     async def once(self, key: tuple[Any, ...], work: Callable[[], Awaitable[UpstreamToken]]) -> UpstreamToken:
         """The result of `work`, shared by everyone who asks for the same meanwhile. A caller who goes away stops none."""
         flight = self.flights.get(key)
-        if flight is None:
+        if flight is None or flight.done():
             flight = self.flights[key] = asyncio.ensure_future(work())
             flight.add_done_callback(lambda done: self._landed(key, done))
         return await asyncio.shield(flight)
 
     def _landed(self, key: tuple[Any, ...], flight: "asyncio.Task[UpstreamToken]") -> None:
-        del self.flights[key]
+        if self.flights.get(key) is flight:
+            del self.flights[key]
         if not flight.cancelled():
             flight.exception()  # looked at, should every caller have gone away
 
@@ -194,7 +195,7 @@ def _check_alive(principal: Principal) -> None:
         raise UpstreamLoginRequired("the permission behind this call has ended")
 
 
-# -- source: CAIR itself -------------------------------------------------------------------------------------------------
+# -- source: CAIR itself -----------------------------------------------------------------------------------------------
 
 
 def _issue(principal: Principal, api: str) -> UpstreamToken:
@@ -215,7 +216,7 @@ def _issue(principal: Principal, api: str) -> UpstreamToken:
     return UpstreamToken("Authorization", value, version, now + API_TOKEN_LIFETIME)
 
 
-# -- source: a provider's tokens in the vault ------------------------------------------------------------------------------
+# -- source: a provider's tokens in the vault --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -365,7 +366,7 @@ def _note_use(row: UpstreamCredential) -> None:
         UpstreamCredential.objects.filter(pk=row.pk).update(last_used_at=now)
 
 
-# -- the lease: every deadline on the database's clock (T14) ---------------------------------------------------------------
+# -- the lease: every deadline on the database's clock (T14) -----------------------------------------------------------
 
 
 def _from_now(delta: timedelta) -> ExpressionWrapper:
@@ -538,7 +539,7 @@ def _as_datetime(epoch: float | None) -> datetime | None:
     return None if epoch is None else datetime.fromtimestamp(epoch, UTC)
 
 
-# -- from a sign-in to the vault (T4) --------------------------------------------------------------------------------------
+# -- from a sign-in to the vault (T4) ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _record_key(key: bytes, salt: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=salt, info=b"cair vault record 1").derive(key)
 
 
-# -- data keys and the master keys that wrap them ------------------------------------------------------------------------
+# -- data keys and the master keys that wrap them ----------------------------------------------------------------------
 
 
 def master_key_id(master_key: bytes) -> str:

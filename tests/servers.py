@@ -51,6 +51,11 @@ class Server:
     log: list[str] = field(default_factory=list)
 
     @property
+    def address(self) -> str:
+        """Where this very process listens, whatever its public name."""
+        return f"http://127.0.0.1:{self.environment['PORT']}"
+
+    @property
     def mcp(self) -> str:
         return f"{self.url}/mcp"
 
@@ -77,7 +82,7 @@ class Server:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{''.join(self.log)}")
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2) as response:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=2) as response:
                     if response.status == 200:
                         return
             time.sleep(0.05)

@@ -18,7 +18,7 @@ from cair.demo.trouble import DemoFailed
 
 SECONDS = 10.0
 _PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"')
-_GOODBYE = "<!doctype html><meta charset=utf-8><title>CAIR demo</title><p>Thank you. The terminal goes on; this page can be closed."
+_GOODBYE = "<!doctype html><title>CAIR demo</title><p>Thank you. The terminal goes on; this page can be closed."
 
 
 class Listener:

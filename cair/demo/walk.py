@@ -22,7 +22,7 @@ from cair.demo.trouble import DemoFailed
 PATIENCE = 300.0
 ENDED_WITHIN = 5.0
 CALL_SECONDS = 20.0
-NAME, PASSWORD = "demo", "demo"  # noqa: S105 - the development server prints them, too
+NAME, PASSWORD = "demo", "demo"  # the development server prints them, too
 
 
 class Walk:

@@ -39,7 +39,7 @@ class User(AbstractUser):
     pseudonym = models.UUIDField(unique=True, default=uuid.uuid4, editable=False, help_text="The person in the audit.")
     is_demo = models.BooleanField(default=False, editable=False)
 
-    objects = Users()
+    objects = Users()  # type: ignore[misc]
 
     class Meta:
         constraints = [
@@ -87,7 +87,7 @@ class Session(AbstractBaseSession):
 
     session_key = models.CharField(max_length=64, primary_key=True)
 
-    objects: BaseSessionManager = BaseSessionManager()
+    objects = BaseSessionManager()  # type: ignore[misc]
 
     @classmethod
     def get_session_store_class(cls) -> type:

@@ -43,7 +43,10 @@ def test_an_empty_environment_is_production_and_names_everything_it_lacks(tmp_pa
         ({"COOKIE_ENCRYPTION_KEY": "generated-on-first-start-" + "xY3" * 20}, "made for development"),
         ({"API_BASE_URL": "http://api.example.com"}, "API_BASE_URL is plain http"),
         ({"AUTH0_DOMAIN": "example.eu.auth0.com"}, "AUTH0_CLIENT_SECRET is missing"),
-        ({"AUTH0_DOMAIN": "http://localhost:1", "AUTH0_CLIENT_ID": "a", "AUTH0_CLIENT_SECRET": "b"}, "is not a host name"),
+        (
+            {"AUTH0_DOMAIN": "http://localhost:1", "AUTH0_CLIENT_ID": "a", "AUTH0_CLIENT_SECRET": "b"},
+            "is not a host name",
+        ),
         ({"PORT": "none"}, "PORT cannot be read"),
     ],
 )
@@ -54,7 +57,13 @@ def test_production_starts_with_nothing_weak(tmp_path: Path, changed: dict[str, 
 
 
 def test_every_wrong_variable_is_named_at_once(tmp_path: Path) -> None:
-    wrong = {"PORT": "x", "OWN_ACCOUNTS": "perhaps", "DATABASE_POOL": "1e3", "CAIR_MASTER_KEYS": "?", "AUTH0_CLIENT_ID": "a"}
+    wrong = {
+        "PORT": "x",
+        "OWN_ACCOUNTS": "perhaps",
+        "DATABASE_POOL": "1e3",
+        "CAIR_MASTER_KEYS": "?",
+        "AUTH0_CLIENT_ID": "a",
+    }
     printed = start({**DEVELOPMENT, **wrong, "DATABASE_URL": "oracle://x"}, tmp_path)
     assert "started" not in printed
     for name in ("PORT", "OWN_ACCOUNTS", "CAIR_MASTER_KEYS", "DATABASE_URL", "AUTH0_DOMAIN"):

@@ -84,7 +84,9 @@ def test_a_production_environment_reads_no_file_unless_told(tmp_path: Path) -> N
         ("CAIR_MASTER_KEYS", base64.b64encode(b"x" * 31).decode(), lambda env: env.master_keys()),
     ],
 )
-def test_a_wrong_value_is_remembered_with_its_name_and_repair(tmp_path: Path, name: str, value: str, read: object) -> None:
+def test_a_wrong_value_is_remembered_with_its_name_and_repair(
+    tmp_path: Path, name: str, value: str, read: object
+) -> None:
     env = environment(tmp_path, {name: value})
     read(env)  # type: ignore[operator]
     assert [problem.variable for problem in env.problems] == [name]

@@ -13,7 +13,9 @@ REACHED = b"reached"
 
 async def inner(scope: dict[str, Any], receive: Any, send: Any) -> None:
     inner.scope = scope  # type: ignore[attr-defined]
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"access-control-allow-origin", b"https://x")]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"access-control-allow-origin", b"https://x")]}
+    )
     await send({"type": "http.response.body", "body": REACHED})
 
 
@@ -63,7 +65,8 @@ async def test_in_production_a_proxy_is_welcome_and_the_host_still_exact(setting
 
 @pytest.mark.threat("T17")
 @pytest.mark.parametrize(
-    "headers", [[], [(b"host", b"localhost:1")], [(b"host", b"localhost")], [*HOST, *HOST], [(b"host", b"127.0.0.1:8788")]]
+    "headers",
+    [[], [(b"host", b"localhost:1")], [(b"host", b"localhost")], [*HOST, *HOST], [(b"host", b"127.0.0.1:8788")]],
 )
 async def test_it_compares_the_host_exactly(headers: list[tuple[bytes, bytes]]) -> None:
     answer = await ask(guard, "/mcp", headers=headers)
@@ -102,7 +105,9 @@ async def test_in_development_a_loopback_origin_may_call_mcp(origin: bytes) -> N
 
 @pytest.mark.threat("T17")
 @pytest.mark.parametrize("path", ["/mcp", "/sse", "/messages/"])
-@pytest.mark.parametrize("origin", [b"https://evil.example", b"null", b"http://localhost.evil.example", b"http://localhost:x"])
+@pytest.mark.parametrize(
+    "origin", [b"https://evil.example", b"null", b"http://localhost.evil.example", b"http://localhost:x"]
+)
 async def test_any_other_origin_gets_403_at_the_mcp_endpoints(path: str, origin: bytes) -> None:
     answer = await ask(guard, path, "POST", [*HOST, (b"origin", origin)])
     assert answer.status == 403
@@ -115,7 +120,9 @@ async def test_two_origins_are_none(settings: Any) -> None:
     assert (await ask(guard, "/mcp", "POST", twice)).status == 403
 
 
-@pytest.mark.parametrize("path", ["/token", "/register", "/revoke", "/register/abc", "/.well-known/oauth-protected-resource"])
+@pytest.mark.parametrize(
+    "path", ["/token", "/register", "/revoke", "/register/abc", "/.well-known/oauth-protected-resource"]
+)
 async def test_any_origin_may_read_what_is_public_never_with_credentials(path: str) -> None:
     answer = await ask(guard, path, "POST", [*HOST, (b"origin", b"https://client.example")])
     assert answer.headers["access-control-allow-origin"] == "*"

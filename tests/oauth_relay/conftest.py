@@ -83,11 +83,16 @@ class Browser(DjangoClient):
     def token(self, **form: str) -> HttpResponse:
         return self.post("/token", urlencode(form), content_type="application/x-www-form-urlencoded")
 
-    def redeem(self, client: Client, code: str, **changes: str) -> HttpResponse:
-        form = {"grant_type": "authorization_code", "code": code, "client_id": client.client_id, "redirect_uri": LOOPBACK}
+    def redeem(self, client: Client, code: str, /, **changes: str) -> HttpResponse:
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "client_id": client.client_id,
+            "redirect_uri": LOOPBACK,
+        }
         return self.token(**{**form, "code_verifier": VERIFIER, **changes})
 
-    def refresh(self, client: Client, refresh_token: str, **changes: str) -> HttpResponse:
+    def refresh(self, client: Client, refresh_token: str, /, **changes: str) -> HttpResponse:
         form = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": client.client_id}
         return self.token(**{**form, **changes})
 

@@ -32,7 +32,11 @@ def test_the_consent_is_a_record_of_what_was_shown(browser: Browser, ada: User, 
     browser.connect(inspector, ada)
     record = Consent.objects.get()
     assert (record.grant.user, record.grant.client) == (ada, inspector)
-    assert (record.redirect_uri, record.scope, record.resource) == (LOOPBACK, "read:todos write:todos", [settings.RESOURCES[0]])
+    assert (record.redirect_uri, record.scope, record.resource) == (
+        LOOPBACK,
+        "read:todos write:todos",
+        [settings.RESOURCES[0]],
+    )
     assert record.client_digest == inspector.digest()
 
 
@@ -202,10 +206,14 @@ def test_an_operators_client_or_one_consented_to_before_is_redirected(browser: B
 
 
 @pytest.mark.threat("T28")
-@pytest.mark.parametrize("next_page", ["https://evil.example", "//evil.example", "/admin/", "/authorize?x", "javascript:1"])
+@pytest.mark.parametrize(
+    "next_page", ["https://evil.example", "//evil.example", "/admin/", "/authorize?x", "javascript:1"]
+)
 def test_after_sign_in_nobody_is_sent_off_our_pages(browser: Browser, ada: User, next_page: str) -> None:
     browser.read(browser.get("/login", {"next": next_page}))
-    response = browser.post("/login", {**browser.page.hidden, "action": "sign_in", "username": "ada", "password": "open sesame"})
+    response = browser.post(
+        "/login", {**browser.page.hidden, "action": "sign_in", "username": "ada", "password": "open sesame"}
+    )
     assert (response.status_code, response["Location"]) == (303, "/")
 
 
@@ -245,7 +253,9 @@ def test_loading_a_page_twice_keeps_both_good(browser: Browser, ada: User, inspe
     browser.read(browser.get(f"/authorize?transaction={first['transaction']}"))
     assert browser.page.hidden["form_token"] == first["form_token"]
     browser.authorize(inspector)
-    assert answered(browser.read(browser.post("/authorize", {**first, "scope": ["read:todos"], "action": "allow"})))["code"]
+    assert answered(browser.read(browser.post("/authorize", {**first, "scope": ["read:todos"], "action": "allow"})))[
+        "code"
+    ]
 
 
 @pytest.mark.threat("T27")
@@ -281,7 +291,9 @@ def test_an_expired_transaction_says_so(browser: Browser, ada: User, inspector: 
 
 
 @pytest.mark.threat("T31")
-def test_a_client_that_changes_while_the_page_is_open_gets_nothing(browser: Browser, ada: User, inspector: Client) -> None:
+def test_a_client_that_changes_while_the_page_is_open_gets_nothing(
+    browser: Browser, ada: User, inspector: Client
+) -> None:
     browser.authorize(inspector)
     browser.sign_in(ada)
     Client.objects.filter(pk=inspector.pk).update(name="Claude")
@@ -340,7 +352,10 @@ def test_loopback_and_self_registered_clients_are_never_answered_in_silence(
 @pytest.mark.threat("T9")
 def test_a_first_grant_costs_a_click_even_for_a_trusted_client(browser: Browser, ada: User, inspector: Client) -> None:
     browser.connect(inspector, ada)
-    assert answered(browser.authorize(trusted(ELSEWHERE), redirect_uri=ELSEWHERE, prompt="none"))["error"] == "consent_required"
+    assert (
+        answered(browser.authorize(trusted(ELSEWHERE), redirect_uri=ELSEWHERE, prompt="none"))["error"]
+        == "consent_required"
+    )
 
 
 def test_prompt_login_asks_a_signed_in_person_to_sign_in_again(browser: Browser, ada: User, inspector: Client) -> None:

@@ -1,0 +1,75 @@
+"""The shape of the project: one direction, a removable sample, and a paragraph for every variable."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT
+
+READ = re.compile(r"(?:ENVIRONMENT|env|_?environment)\.(?:text|words|boolean|integer|origin)\(\s*\"([A-Z0-9_]+)\"")
+PACKAGES = ("cair", "oauth_relay", "mcp_gateway", "todos")
+
+
+def variables_read() -> set[str]:
+    """Every environment variable that the code asks for."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    named = {name for path in files for name in READ.findall(path.read_text())}
+    return named | {"DATABASE_URL", "CAIR_ENV", "CAIR_ENV_FILE", "CAIR_MASTER_KEYS"}
+
+
+def test_every_variable_has_its_paragraph() -> None:
+    headings = set(re.findall(r"^### `([A-Z0-9_]+)`", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE))
+    assert variables_read() - headings == set()
+
+
+def test_every_paragraph_is_of_a_variable_that_is_read() -> None:
+    code = "\n".join(path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    headings = re.findall(r"^### `([A-Z0-9_]+)`", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
+    assert [name for name in headings if f'"{name}"' not in code] == []
+
+
+def test_every_table_has_its_place_in_the_page_of_stored_data() -> None:
+    from django.apps import apps
+
+    page = (ROOT / "docs/stored-data.md").read_text()
+    own = [model for model in apps.get_models() if model.__module__.split(".")[0] in PACKAGES]
+    assert [model.__name__ for model in own if f"`{model.__name__}`" not in page] == []
+
+
+def test_the_walk_goes_one_way() -> None:
+    """When this fails, move the knowledge to cair/, as cair/scopes.py does."""
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_cair_starts_with_the_sample_api_removed(tmp_path: Path) -> None:
+    """Delete the folder, one line in settings, one in urls: docs/plugging-in-an-api.md says so."""
+    copy = tmp_path / "cair"
+    copy.mkdir()
+    for name in ("cair", "oauth_relay", "mcp_gateway", "templates"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "manage.py", copy)
+    for name in ("cair/settings.py", "cair/urls.py"):
+        lines = (copy / name).read_text().splitlines(keepends=True)
+        kept = [line for line in lines if '"todos.apps' not in line and '"todos.urls"' not in line]
+        assert len(kept) == len(lines) - 1
+        (copy / name).write_text("".join(kept))
+    environment = {
+        "PATH": os.environ["PATH"], "CAIR_ENV": "development", "CAIR_ENV_FILE": os.devnull,
+        "DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3",
+    }  # fmt: skip
+    command = [sys.executable, "-c", "import cair.asgi; print('started')"]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "started" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_what_is_installed_is_pinned(name: str) -> None:
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    assert [line for line in lines if line and not line.startswith("-r") and "==" not in line] == []
