@@ -5,10 +5,12 @@ handler of ours ends streams and calls; a server that sends lifespan is asked to
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
 import sys
+from typing import IO
 
 from django.core.asgi import get_asgi_application
 
@@ -35,6 +37,21 @@ def refuse_to_start_if_wrong() -> None:
         lines = [f"{m.id}: {m.msg}\n        {m.hint}" for m in serious]
         sys.stderr.write("\nCAIR does not start:\n\n  " + "\n  ".join(lines) + "\n\n")
         raise SystemExit(1)
+
+
+def hold_sqlite_alone() -> IO[str] | None:
+    """In production one process serves from one SQLite file; a second is refused for as long as this file is open."""
+    if settings.DEVELOPMENT or not settings.SQLITE:
+        return None
+    path = f"{settings.DATABASES['default']['NAME']}.lock"
+    lock = open(path, "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.stderr.write(f"\nCAIR does not start: another process serves from this SQLite file (it holds {path}).\n")
+        sys.stderr.write("For more than one process, set DATABASE_URL to a PostgreSQL database.\n\n")
+        raise SystemExit(1) from None
+    return lock
 
 
 class Process:
@@ -90,4 +107,5 @@ async def _drain_and_stop() -> None:
 
 
 refuse_to_start_if_wrong()
+sqlite_lock = hold_sqlite_alone()
 application = Guard(Process())

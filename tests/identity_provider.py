@@ -13,6 +13,7 @@ import re
 import secrets
 import selectors
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -251,8 +252,7 @@ def signed_with(key: Any, algorithm: str, kid: str | None) -> Callable[[dict[str
 def faked_provider() -> Iterator[FakedProvider]:
     """A faked provider on a port of its own, gone afterwards."""
     peer = FakedProvider()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(peer))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _handler_for(peer))
     peer.origin = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -262,6 +262,15 @@ def faked_provider() -> Iterator[FakedProvider]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever has read enough goes away: only other errors are worth a line."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler_for(peer: FakedProvider) -> type[http.server.BaseHTTPRequestHandler]:
@@ -288,8 +297,7 @@ def _handler_for(peer: FakedProvider) -> type[http.server.BaseHTTPRequestHandler
             if 300 <= status < 400:
                 self.send_header("Location", f"{peer.origin}/elsewhere")
             self.end_headers()
-            with contextlib.suppress(ConnectionError):  # whoever has read enough goes away
-                self.wfile.write(body)
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: the list of requests is what tests read."""

@@ -6,7 +6,7 @@ Tests that start a server give that process an environment of its own: see tests
 import os
 import tempfile
 
-_ALLOWED = ("PATH", "HOME", "LANG", "TMPDIR", "CI", "PYTEST", "COVERAGE", "VIRTUAL_ENV", "PYTHON", "MYPY", "PLAYWRIGHT", "CAIR_SCREENSHOTS")
+_ALLOWED = tuple("PATH HOME LANG TMPDIR CI PYTEST COVERAGE VIRTUAL_ENV PYTHON MYPY PLAYWRIGHT CAIR_SCREENSHOTS".split())
 _TEST_DATABASE = os.environ.get("TEST_DATABASE_URL", "")
 for name in list(os.environ):
     if not name.startswith(_ALLOWED):

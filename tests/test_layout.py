@@ -73,3 +73,12 @@ def test_cair_starts_with_the_sample_api_removed(tmp_path: Path) -> None:
 def test_what_is_installed_is_pinned(name: str) -> None:
     lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
     assert [line for line in lines if line and not line.startswith("-r") and "==" not in line] == []
+
+
+CLOSED_THREATS = "T1 T2 T3 T4 T5 T8 T9 T11 T12 T15 T17 T18 T22 T23 T26 T27 T28 T41".split()
+
+
+@pytest.mark.parametrize("number", CLOSED_THREATS)
+def test_every_threat_that_is_closed_has_its_test(number: str) -> None:
+    tests = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if "node_modules" not in path.parts]
+    assert any(f'threat("{number}")' in text for text in tests)

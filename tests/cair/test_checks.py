@@ -75,3 +75,23 @@ def test_development_never_starts_off_loopback(tmp_path: Path) -> None:
     printed = start({**DEVELOPMENT, "PUBLIC_URL": "https://cair.example.com"}, tmp_path)
     assert "started" not in printed
     assert "CAIR_ENV=production" in printed
+
+
+def test_a_second_production_process_on_one_sqlite_file_is_refused(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3", **PRODUCTION}
+    hold = "import cair.asgi; print('started', flush=True); input()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert first.stdout is not None
+        assert "started" in first.stdout.readline()
+        assert "another process serves from this SQLite file" in start(PRODUCTION, tmp_path)
+    finally:
+        first.communicate("\n", timeout=20)
+    assert "started" in start(PRODUCTION, tmp_path)
