@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from todos.bearer import InvalidRequest
 from todos.models import Todo
 
-DEEPEST = 20
 _ISO_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -146,7 +145,7 @@ class Problem(Schema):
 
 
 class StrictJSON(Parser):
-    """JSON that means one thing: UTF-8, no name twice in an object, no NaN, not deep."""
+    """JSON that means one thing: UTF-8, no name twice in an object, no NaN."""
 
     def parse_body(self, request: HttpRequest) -> Any:
         if request.content_type != "application/json":

@@ -398,6 +398,12 @@ def test_a_database_that_is_away_is_said_so(ada: Caller, monkeypatch: pytest.Mon
     assert int(response["Retry-After"]) > 0
 
 
+def test_the_unforeseen_is_told_in_json_by_the_process_around_it(ada: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todos.api.owner_for", breaks(RuntimeError("a detail")))
+    assert "a detail" not in refused(ada("GET", "/api/todos"), 500, "server_error")["error_description"]
+
+
+@pytest.mark.urls("todos.urls")
 def test_the_unforeseen_has_a_number_and_no_detail(
     ada: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

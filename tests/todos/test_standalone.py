@@ -1,7 +1,10 @@
 """`python -m todos`: the real process, from a folder without CAIR, against a real issuer."""
 
 import http.client
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,14 +105,24 @@ def test_it_keeps_the_data_in_a_file_of_its_own(folder: Path, real_issuer: Sampl
 
 
 def test_it_reads_the_file_of_the_cloudflare_demo(tmp_path: Path, real_issuer: SampleIssuer) -> None:
-    """The port in it is another process's."""
     lonely_copy(tmp_path)
-    (tmp_path / ".dev.vars").write_text(f"AUTH0_DOMAIN={real_issuer.url}\nAUTH0_AUDIENCE=urn:their-api\nPORT=1\n")
+    (tmp_path / ".dev.vars").write_text(f"AUTH0_DOMAIN={real_issuer.url}\nAUTH0_AUDIENCE=urn:their-api\n")
     with running(tmp_path) as process:
         url = process.url()
         assert ask("GET", f"{url}/api/me", real_issuer.token(aud="urn:their-api")).status_code == 200
         assert ask("GET", f"{url}/api/me", real_issuer.token()).status_code == 401
         assert "urn:their-api" in process.log
+
+
+def test_port_and_database_in_that_file_are_another_process_s(tmp_path: Path) -> None:
+    lonely_copy(tmp_path)
+    (tmp_path / ".dev.vars").write_text("PORT=8788\nDATABASE_URL=sqlite:////elsewhere.sqlite3\n")
+    code = "from todos import standalone as s; print(s.PORT, s.DATABASES['default']['NAME'])"
+    plain = {"PATH": os.environ["PATH"]}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=plain, capture_output=True, text=True, timeout=20
+    )
+    assert told.stdout.split() == ["8789", str(tmp_path / "todos.sqlite3")]
 
 
 def test_it_says_when_the_port_is_taken(folder: Path) -> None:
