@@ -3,7 +3,6 @@
 The look-up is synchronous where the token was seen before, and never older than the withdrawal log allows (T12).
 """
 
-import asyncio
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from django.utils import timezone
 from oauth_relay import withdrawals
 from oauth_relay.database import in_database
 from oauth_relay.models import AccessToken, Grant, RefreshToken, Withdrawal
+from oauth_relay.per_loop import PerLoop
 
 CACHE_SIZE = 10_000
 LAST_USE_EVERY = timedelta(minutes=1)
@@ -102,14 +102,7 @@ def concerns(principal: Principal, kind: str, reference: str) -> bool:
     return True  # a kind this version does not know: forget rather than trust
 
 
-_caches: dict[int, _Cache] = {}
-
-
-def _cache() -> _Cache:
-    loop = id(asyncio.get_running_loop())
-    if loop not in _caches:
-        _caches[loop] = _Cache(withdrawals.reader())
-    return _caches[loop]
+_caches = PerLoop(lambda: _Cache(withdrawals.reader()))
 
 
 async def verify_access_token(presented: PresentedToken) -> Principal:
@@ -120,7 +113,7 @@ async def verify_access_token(presented: PresentedToken) -> Principal:
     """
     if presented.scheme.lower() != "bearer":
         raise InvalidToken(f"scheme {presented.scheme[:20]!r} is not Bearer")
-    cache = _cache()
+    cache = _caches.get()
     key = (hashlib.sha256(presented.raw_token.encode()).digest(), presented.resource)
     if principal := cache.find(key):
         return principal

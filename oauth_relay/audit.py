@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from oauth_relay.database import in_database
 from oauth_relay.models import AuditEvent
+from oauth_relay.per_loop import PerLoop
 
 MOST_PER_COMMIT = 500
 _LONGEST_VALUE = 500
@@ -109,13 +110,9 @@ class _Writer:
                 raise outcome
 
 
-_writers: dict[int, _Writer] = {}
+_writers = PerLoop(_Writer)
 
 
 async def record(event: Event) -> None:
     """Write one event; durable when this returns. Raises what the database raises: no row, no answer."""
-    loop = id(asyncio.get_running_loop())
-    writer = _writers.get(loop)
-    if writer is None:
-        writer = _writers[loop] = _Writer()
-    await writer.write(_row(event))
+    await _writers.get().write(_row(event))

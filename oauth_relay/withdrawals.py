@@ -18,6 +18,7 @@ from django.utils import timezone
 from oauth_relay import audit
 from oauth_relay.database import in_database
 from oauth_relay.models import Client, Consent, Grant, UpstreamCredential, Withdrawal
+from oauth_relay.per_loop import PerLoop
 
 logger = logging.getLogger(__name__)
 
@@ -130,12 +131,9 @@ def _read_rows(floor: int | None) -> list[tuple[int, str, str]]:
     return list(rows.filter(id__gt=floor))
 
 
-_readers: dict[int, WithdrawalReader] = {}
+_readers = PerLoop(WithdrawalReader)
 
 
 def reader() -> WithdrawalReader:
     """The reader of the running event loop."""
-    loop = id(asyncio.get_running_loop())
-    if loop not in _readers:
-        _readers[loop] = WithdrawalReader()
-    return _readers[loop]
+    return _readers.get()

@@ -85,10 +85,8 @@ def test_a_withdrawal_that_races_a_refresh_always_wins(
 ) -> None:
     for _ in range(5):
         client.connect(person)
-        refreshes = [
-            lambda c=through(client, pair[n % 2]): c.refresh(client.tokens["refresh_token"])  # type: ignore[misc]
-            for n in range(4)
-        ]
+        clients = [through(client, pair[number % 2]) for number in range(4)]
+        refreshes = [lambda c=c: c.refresh(client.tokens["refresh_token"]) for c in clients]  # type: ignore[misc]
         answers = at_once([*refreshes, lambda: person.withdraw(client.name)])[:-1]
         newest = [answer.json()["refresh_token"] for answer in answers if answer.status_code == 200]
         for refresh_token in [client.tokens["refresh_token"], *newest]:

@@ -74,7 +74,8 @@ def test_the_same_metadata_twice_is_two_clients(browser: Browser) -> None:
     [
         "http://evil.example/cb", "http://localhost.evil.example/cb", "https://a.example/cb#x", "javascript:alert(1)",
         "https://u:p@a.example/cb", "ftp://a.example", "https://", "/relative", "https://a.example/a b", "data:text/html,x",
-        "https://a.example:port/", "http://127.0.0.1.evil.example/", "myapp://cb", "https://a.example/\u202ecb", "", "https:\\\\a",
+        "https://a.example:port/", "http://127.0.0.1.evil.example/", "myapp://cb", "https://a.example/\u202ecb",
+        "", "https:\\\\a",
     ],
 )  # fmt: skip
 def test_a_redirect_uri_that_could_lead_elsewhere_is_refused(browser: Browser, uri: str) -> None:
