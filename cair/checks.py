@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 
-from cair.env import GENERATED
+from cair.env import GENERATED, is_base_url
 from oauth_relay.loopback import is_loopback
 
 
@@ -37,12 +37,20 @@ def check_provider(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
             if name not in given
         ]
     domain = settings.AUTH0_DOMAIN
-    parts = urlsplit(domain if "://" in domain else f"https://{domain}")
-    may_be_http = settings.DEVELOPMENT and is_loopback(parts.hostname)
-    if domain and (not parts.hostname or parts.path or (parts.scheme != "https" and not may_be_http)):
+    if domain and not _is_provider_address(domain if "://" in domain else f"https://{domain}"):
         hint = "Set it to the tenant's host name, such as example.eu.auth0.com."
         found.append(_error("AUTH0_DOMAIN", "is not a host name", hint, 3))
     return found
+
+
+def _is_provider_address(address: str) -> bool:
+    """https and a host, nothing else; in development an http origin on this machine may stand in."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    may_be_http = settings.DEVELOPMENT and is_loopback(parts.hostname)
+    return is_base_url(parts) and not parts.path and (parts.scheme == "https" or may_be_http)
 
 
 @register(Tags.security)

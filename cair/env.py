@@ -9,7 +9,7 @@ import binascii
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,9 @@ T = TypeVar("T")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
 MASTER_KEY_BYTES = 32
+_BROWSERS_OWN_SCHEMES = frozenset(
+    {"http", "https", "javascript", "data", "file", "blob", "about", "view-source", "ws", "wss"}
+)
 
 
 @dataclass(frozen=True)
@@ -132,16 +135,50 @@ class Environment:
 
         return self._parsed(name, default, parse, f"Set it to a whole number from {least} to {most}.")
 
-    def origin(self, name: str, default: str) -> str:
-        """An origin or base URL, without a slash at its end."""
+    def choice(self, name: str, default: str, allowed: Collection[str]) -> str:
+        def parse(value: str) -> str:
+            if value.upper() not in allowed:
+                raise ValueError
+            return value.upper()
+
+        return self._parsed(name, default, parse, f"Set it to one of {', '.join(allowed)}.")
+
+    def base_url(self, name: str, default: str) -> str:
+        """An http or https address with or without a path, without a slash at its end."""
 
         def parse(value: str) -> str:
-            parts = urlsplit(value)
-            if not is_base_url(parts):
+            if not is_base_url(urlsplit(value)):
                 raise ValueError
             return value.rstrip("/")
 
-        return self._parsed(name, default, parse, "Set it to an address such as https://cair.example.com.")
+        return self._parsed(name, default, parse, "Set it to an address such as https://api.example.com.")
+
+    def origin(self, name: str, default: str) -> str:
+        """A base URL without a path: issuer, resources and redirects are built from it."""
+
+        def parse(value: str) -> str:
+            parts = urlsplit(value)
+            if not is_base_url(parts) or parts.path.strip("/"):
+                raise ValueError
+            return value.rstrip("/")
+
+        return self._parsed(name, default, parse, "Set it to scheme and host, such as https://cair.example.com.")
+
+    def redis(self, name: str) -> str:
+        def parse(value: str) -> str:
+            if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+                raise ValueError
+            return value
+
+        return self._parsed(name, "", parse, "Set it to redis://host:6379/0, or leave it out.")
+
+    def schemes(self, name: str, default: str) -> tuple[str, ...]:
+        """URI schemes of apps on people's devices; never one that a browser itself runs or reads."""
+        found = tuple(word.rstrip(":").lower() for word in self.words(name, default))
+        wrong = [s for s in found if not re.fullmatch(r"[a-z][a-z0-9+.-]*", s) or s in _BROWSERS_OWN_SCHEMES]
+        if wrong:
+            self.wrong(name, f"names {', '.join(wrong)}", "Name schemes of applications only, such as cursor,vscode.")
+        return tuple(scheme for scheme in found if scheme not in wrong)
 
     def database(self, default: Path) -> dict:
         """`DATABASE_URL` as Django's dictionary; SQLite at `default` if absent or unreadable."""

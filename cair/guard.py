@@ -27,7 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 
 MCP_PATHS = frozenset({"/mcp", "/sse", "/messages/"})
 # What a browser client calls before it has a token. Public, and never with cookies: any origin may.
-PUBLIC_PATHS = frozenset({"/token", "/register", "/revoke", "/introspect"})
+PUBLIC_PATHS = frozenset({"/token", "/register", "/revoke"})
 PUBLIC_PREFIXES = ("/.well-known/", "/register/")
 DISCOVERY_SUFFIX = "/.well-known/openid-configuration"  # clients also ask below the endpoint itself
 FORWARDED = (b"forwarded", b"via", b"x-real-ip", b"x-forwarded-", b"cf-")

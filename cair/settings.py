@@ -102,7 +102,7 @@ else:
         "connect_timeout": 5,
     }
 
-REDIS_URL = ENVIRONMENT.text("REDIS_URL")
+REDIS_URL = ENVIRONMENT.redis("REDIS_URL")
 CHANNEL_LAYERS: dict[str, dict] = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 if REDIS_URL:
     # The pub/sub layer: the core layer drops group members after a day, and messages over its capacity.
@@ -181,7 +181,10 @@ LOGGING = {
         "line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["stderr"], "level": ENVIRONMENT.text("LOG_LEVEL", "INFO").upper()},
+    "root": {
+        "handlers": ["stderr"],
+        "level": ENVIRONMENT.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")),
+    },
     "loggers": {
         # These print refresh tokens and verifiers below INFO.
         "oauthlib": {"level": "INFO"},
@@ -204,7 +207,7 @@ OAUTH2_PROVIDER_DEVICE_GRANT_MODEL = "oauth_relay.DeviceCode"
 RESOURCES = (f"{PUBLIC_URL}/mcp", f"{PUBLIC_URL}/sse")
 DEFAULT_SCOPES = ("read:todos", "write:todos")
 OFFLINE_ACCESS = "offline_access"
-CUSTOM_REDIRECT_SCHEMES = tuple(ENVIRONMENT.words("CUSTOM_REDIRECT_SCHEMES", "cursor,vscode,vscode-insiders"))
+CUSTOM_REDIRECT_SCHEMES = ENVIRONMENT.schemes("CUSTOM_REDIRECT_SCHEMES", "cursor,vscode,vscode-insiders")
 CONSENT_LIFETIME = 365 * 24 * 3600
 TRANSACTION_LIFETIME = 30 * 60
 UPSTREAM_STATE_LIFETIME = 10 * 60
@@ -239,7 +242,6 @@ OAUTH2_PROVIDER = {
     "ACCESS_TOKEN_ADMIN_CLASS": "oauth_relay.admin.AccessTokenAdmin",
     "REFRESH_TOKEN_ADMIN_CLASS": "oauth_relay.admin.RefreshTokenAdmin",
     "ID_TOKEN_ADMIN_CLASS": "oauth_relay.admin.IDTokenAdmin",
-    "DCR_ENABLED": True,
     "CIMD_ENABLED": False,
     "OAUTH2_RESPONSE_TYPES_SUPPORTED": ["code"],
     "OAUTH2_GRANT_TYPES_SUPPORTED": ["authorization_code", "refresh_token"],
@@ -276,7 +278,7 @@ ALLOWED_ORIGINS = tuple(origin.rstrip("/").lower() for origin in ENVIRONMENT.wor
 MCP_BODY_LIMIT = ENVIRONMENT.integer("MCP_BODY_LIMIT", 1024 * 1024, least=1024, most=64 * 1024 * 1024)
 
 API_LABEL = ENVIRONMENT.text("API_LABEL", "Todos")
-API_BASE_URL = ENVIRONMENT.origin("API_BASE_URL", OWN_ADDRESS)
+API_BASE_URL = ENVIRONMENT.base_url("API_BASE_URL", OWN_ADDRESS)
 # The APIs that tools call. Each has one source of tokens: a provider's name, or `cair` itself; never a fallback (T22).
 UPSTREAM_APIS = {
     "todos": {

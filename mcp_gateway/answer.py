@@ -16,7 +16,6 @@ import anyio
 import mcp_types as types
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db import DatabaseError
 from mcp.server.caching import CacheHint
 from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
@@ -35,7 +34,7 @@ from mcp_gateway.upstream_api import UpstreamApi
 from oauth_relay import audit
 from oauth_relay.access_tokens import Principal
 from oauth_relay.audit import Event
-from oauth_relay.database import in_database
+from oauth_relay.database import DATABASE_AWAY, in_database
 from oauth_relay.upstream_tokens import UpstreamLoginRequired, UpstreamUnavailable
 
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Exchange:
 async def answer(message: jsonrpc.Message, exchange: Exchange) -> jsonrpc.Message:
     """The response to one request, given its parsed message.
 
-    Raises InsufficientScope before anything ran, UpstreamLoginRequired while `may_challenge`, and DatabaseError when
+    Raises InsufficientScope before anything ran, UpstreamLoginRequired while `may_challenge`, and one of DATABASE_AWAY when
     what happened could not be written down: then there is no answer. Every other failure is a JSON-RPC error.
     """
     request_id, method, params = message["id"], message["method"], message.get("params")
@@ -77,7 +76,7 @@ async def answer(message: jsonrpc.Message, exchange: Exchange) -> jsonrpc.Messag
             exchange.protocol_version, exchange.client_info, exchange.client_capabilities
         )
         result = await serve_one(_server(), dispatch, method, params, connection=connection, lifespan_state={})
-    except (InsufficientScope, UpstreamLoginRequired, DatabaseError):
+    except (InsufficientScope, UpstreamLoginRequired, *DATABASE_AWAY):
         raise
     except Exception as error:  # noqa: BLE001 - what nobody foresaw is answered in the protocol's form, and logged
         return jsonrpc.error_from(request_id, _error_data(error))

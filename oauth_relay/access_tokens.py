@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db import DatabaseError
 from django.utils import timezone
 
 from oauth_relay import withdrawals
-from oauth_relay.database import in_database
+from oauth_relay.database import DATABASE_AWAY, in_database
 from oauth_relay.models import AccessToken, Grant, RefreshToken, Withdrawal
 from oauth_relay.per_loop import PerLoop
 
@@ -121,7 +120,7 @@ async def verify_access_token(presented: PresentedToken) -> Principal:
         await cache.reader.ready()
         seen = cache.reader.count
         principal = await in_database(_look_up, key[0].hex(), presented.resource)
-    except (DatabaseError, TimeoutError) as error:
+    except (*DATABASE_AWAY, TimeoutError) as error:
         raise TokensUnavailable(str(error.__class__.__name__)) from error
     if cache.reader.lateness() > withdrawals.DEAD_AFTER:
         raise TokensUnavailable("the withdrawal log is not being read")
@@ -141,7 +140,7 @@ def _look_up(digest: str, resource: str) -> Principal:
     # Audience: exactly this resource is named, RFC 8707 §2. An empty list is no permission for everything.
     if resource not in row.resource:
         raise InvalidToken("issued for another resource")
-    if grant is None or not grant.is_live:
+    if grant is None or not grant.is_open:
         raise InvalidToken("its grant is withdrawn")
     if user is None or not user.is_active:
         raise InvalidToken("its person is no longer active")

@@ -68,7 +68,7 @@ class IDTokenAdmin(ReadOnlyAdmin):
 
 @admin.register(Grant)
 class GrantAdmin(ReadOnlyAdmin):
-    list_display = ("id", "user", "client", "created", "last_used_at", "last_tool", "withdrawn_at", "withdrawn_by")
+    list_display = ("id", "user", "client", "created", "last_used_at", "withdrawn_at", "withdrawn_by")
     list_filter = ("withdrawn_by",)
     ordering = ("-created",)
 

@@ -55,7 +55,11 @@ class AuthorizationRefused(Exception):
 
 
 class UnknownClient(Exception):
-    """There is no such client, or its redirect URI is not registered: nobody to redirect to."""
+    """There is no such client: nobody to redirect to."""
+
+
+class UnregisteredRedirect(UnknownClient):
+    """The client is known, the redirect URI is not its own."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class AuthorizationView(OAuthLibMixin, View):
         try:
             client, redirect_uri = self._check_client(request)
         except UnknownClient as refused:
-            return _unknown_client(request, str(refused))
+            return _unknown_client(request, refused)
         state = request.GET.get("state", "")[:LONGEST_PARAMETER]
         try:
             asked = self._check_request(request, client, redirect_uri, state)
@@ -124,7 +128,7 @@ class AuthorizationView(OAuthLibMixin, View):
             redirect_uri = registered[0]
         if not client.redirect_uri_allowed(redirect_uri):
             logger.info("client %s: redirect_uri %.300r is none of %s", client.client_id, redirect_uri, registered)
-            raise UnknownClient("redirect_uri is not registered")
+            raise UnregisteredRedirect("redirect_uri is not registered")
         return client, redirect_uri
 
     def _check_request(
@@ -252,6 +256,7 @@ def _check_prompt(request: HttpRequest) -> frozenset[str]:
 
 
 def _freeze(request: HttpRequest, asked: AuthorizationRequest, person: User | None) -> LoginTransaction:
+    LoginTransaction.objects.erase_expired_secrets()
     return LoginTransaction.objects.create(
         expires_at=timezone.now() + timedelta(seconds=settings.TRANSACTION_LIFETIME),
         browser_digest=mark_browser(request),
@@ -290,6 +295,7 @@ def show(request: HttpRequest, transaction: LoginTransaction, notice: str = "") 
 
 def begin_visit(request: HttpRequest, next_page: str) -> LoginTransaction:
     """A transaction for a person who came by themselves, to one of our own pages."""
+    LoginTransaction.objects.erase_expired_secrets()
     return LoginTransaction.objects.create(
         expires_at=timezone.now() + timedelta(seconds=settings.TRANSACTION_LIFETIME),
         browser_digest=mark_browser(request),
@@ -320,6 +326,7 @@ def consent_page(request: HttpRequest, transaction: LoginTransaction, person: Us
         **consents.request_context(transaction),
         "page_title": "Allow access?",
         "form_token": form_token(transaction, "consent", person, transaction.scopes),
+        "scopes": consents.scope_rows(transaction.scopes, consents.granted_scopes(person, transaction.client)),
         "account": person_context(person),
         "person": person_context(person),
         "lasts_until": consents.lasts_until(),
@@ -353,15 +360,20 @@ def allow(request: HttpRequest, transaction: LoginTransaction, person: User, sco
         with database.atomic():
             if not _close(transaction, LoginTransaction.Outcome.ALLOWED):
                 return gone(request, transaction)
-            client = Client.objects.select_for_update().get(pk=transaction.client_id)
-            if client.digest() != transaction.client_digest or not client.is_usable(None):
-                raise AuthorizationRefused("access_denied", "The client changed while the page was open.")
             grant = consents.record(transaction, person, scopes)
+            _check_unchanged(transaction)
             upstream_tokens.keep_staged(transaction)
             location = _issue_code(request, transaction, scopes, grant)
     except AuthorizationRefused as refused:
         return refuse(request, transaction, refused.error, refused.description)
     return pages.redirect(location)
+
+
+def _check_unchanged(transaction: LoginTransaction) -> None:
+    """The client must still be what the person was shown; read again under the grant's lock (T11, T31)."""
+    client = Client.objects.filter(pk=transaction.client_id).first()
+    if client is None or client.digest() != transaction.client_digest or not client.is_usable(None):
+        raise AuthorizationRefused("access_denied", "The client changed while the page was open.")
 
 
 def _issue_code(request: HttpRequest, transaction: LoginTransaction, scopes: list[str], grant: object) -> str:
@@ -460,11 +472,11 @@ def _refuse_request(
     )
 
 
-def _unknown_client(request: HttpRequest, why: str) -> HttpResponse:
+def _unknown_client(request: HttpRequest, refused: UnknownClient) -> HttpResponse:
     """The client's own memory is stale, most often: say how to reset it."""
-    logger.info("authorization request refused: %s", why)
-    audit.record_within(audit.Event("authorization.refused", "unknown_client", detail={"why": why}))
-    if "redirect_uri" in why:
+    logger.info("authorization request refused: %s", refused)
+    audit.record_within(audit.Event("authorization.refused", "unknown_client", detail={"why": str(refused)}))
+    if isinstance(refused, UnregisteredRedirect):
         what = "The application asked to be answered at an address that it has not registered here."
     else:
         what = "The application that sent you here is not known to this server (any more)."

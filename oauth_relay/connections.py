@@ -15,7 +15,7 @@ from oauth_relay.sign_in import person_context, signed_in_person
 
 
 def _row(grant: Grant) -> dict[str, object]:
-    records = list(grant.consents.filter(withdrawn_at__isnull=True).order_by("-created"))
+    records = list(grant.consents.filter(withdrawn_at=None).order_by("-created"))
     scopes = dict.fromkeys(scope for record in records for scope in record.scope.split())
     return {
         "id": str(grant.pk),
@@ -24,13 +24,12 @@ def _row(grant: Grant) -> dict[str, object]:
         "scopes": consents.scope_rows(scopes),
         "connected": grant.created,
         "last_used": grant.last_used_at,
-        "last_tool": grant.last_tool,
     }
 
 
 def connections_of(user: User) -> list[dict[str, object]]:
     """The person's live connections, newest first."""
-    grants = Grant.objects.filter(user=user, withdrawn_at__isnull=True).select_related("client")
+    grants = Grant.objects.open().filter(user=user).select_related("client")
     return [_row(grant) for grant in grants.order_by("-created")]
 
 
@@ -70,4 +69,4 @@ class ConnectionsView(View):
             key = uuid.UUID(request.POST.get("grant", ""))
         except ValueError:
             return None
-        return Grant.objects.filter(pk=key, user=person, withdrawn_at__isnull=True).select_related("client").first()
+        return Grant.objects.open().filter(pk=key, user=person).select_related("client").first()

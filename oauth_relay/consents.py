@@ -27,8 +27,7 @@ def request_context(transaction: LoginTransaction) -> dict[str, Any]:
 
 def client_context(client: Client) -> dict[str, Any]:
     """A client as far as its word can be taken: a name it chose, and who registered it."""
-    registered = "added by an operator" if client.is_operator_made else "registered itself"
-    return {"name": client.display_name, "verified_host": None, "registered": registered}
+    return {"name": client.display_name, "verified_host": None, "is_operator_made": client.is_operator_made}
 
 
 def redirect_context(uri: str) -> dict[str, Any]:
@@ -79,17 +78,20 @@ def allow_form_to_leave(response: HttpResponse, transaction: LoginTransaction) -
 
 def covers(transaction: LoginTransaction, user: User) -> bool:
     """Whether a consent of this person, alive and unchanged, holds all that is asked now."""
-    records = Consent.objects.filter(
+    records = Consent.objects.alive().filter(
         grant__user=user,
         grant__client=transaction.client,
-        grant__withdrawn_at__isnull=True,
-        withdrawn_at__isnull=True,
-        expires_at__gt=timezone.now(),
         client_digest=transaction.client_digest,
         redirect_uri=transaction.redirect_uri,
     )
     asked, resource = set(transaction.scopes), set(transaction.resource)
     return any(asked <= set(r.scope.split()) and resource <= set(r.resource) for r in records)
+
+
+def granted_scopes(user: User, client: Client | None) -> set[str]:
+    """What this person lets this client do already."""
+    records = Consent.objects.alive().filter(grant__user=user, grant__client=client)
+    return {scope for record in records for scope in record.scope.split()}
 
 
 def has_consented_before(client: Client, redirect_uri: str, user: User | None) -> bool:
@@ -108,7 +110,7 @@ def lasts_until() -> Any:
 
 def live_grant(user: User, client: Client) -> Grant:
     """The one live grant of this person for this client, locked; made if there is none. Within a transaction."""
-    grant = Grant.objects.select_for_update().filter(user=user, client=client, withdrawn_at__isnull=True).first()
+    grant = Grant.objects.open().select_for_update().filter(user=user, client=client).first()
     # Two tabs at once: the second insert waits for the first, finds it, and goes on with it.
     return grant or Grant.objects.get_or_create(user=user, client=client, withdrawn_at=None)[0]
 

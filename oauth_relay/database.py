@@ -9,6 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from channels.db import database_sync_to_async
+from django.db import InterfaceError, OperationalError
+
+DATABASE_AWAY = (OperationalError, InterfaceError)
+"""What says that the database cannot be asked now. Every other DatabaseError is a fault of ours, and no reason to retry."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

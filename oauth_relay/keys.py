@@ -31,6 +31,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from oauth_relay import vault
 from oauth_relay.models import SigningKey
+from oauth_relay.pages import read_only
 
 API_TOKEN = "api-token"
 # RFC 9068 §2.1: "The authorization server and resource servers conforming to this specification MUST include RS256
@@ -79,6 +80,7 @@ def jwks() -> dict[str, Any]:
     return {"keys": [row.public_jwk for row in rows]}
 
 
+@method_decorator(read_only, name="dispatch")
 @method_decorator(cache_control(public=True, max_age=JWKS_MAX_AGE), name="get")
 class JwksView(View):
     """GET /.well-known/jwks.json: what an API needs to check our tokens. Public, and readable from any origin."""

@@ -2,9 +2,10 @@
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.views.decorators.http import require_safe
 from oauth2_provider.scopes import get_scopes_backend
 from oauth2_provider.settings import oauth2_settings
+
+from oauth_relay.pages import read_only
 
 MAX_AGE = "public, max-age=300"
 
@@ -14,7 +15,7 @@ def supported_scopes() -> list[str]:
     return [scope for scope in get_scopes_backend().get_all_scopes() if scope != settings.OFFLINE_ACCESS]
 
 
-@require_safe
+@read_only
 def authorization_server(request: HttpRequest) -> HttpResponse:
     """RFC 8414 §2. The same document at every spelling clients try, openid-configuration included: the issuer is one.
 
@@ -43,7 +44,7 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
     return JsonResponse(document, headers={"Cache-Control": MAX_AGE})
 
 
-@require_safe
+@read_only
 def protected_resource(request: HttpRequest, endpoint: str = "mcp") -> HttpResponse:
     """RFC 9728 §2: one document per resource. The root one names /mcp, because clients adopt what it names.
 

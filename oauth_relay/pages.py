@@ -2,15 +2,20 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import render
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from oauth_relay.audit import trace_id
+from oauth_relay.database import DATABASE_AWAY
 from oauth_relay.sign_in import person_context, signed_in_person
 
 logger = logging.getLogger(__name__)
@@ -19,7 +24,6 @@ PROTOCOL_PATHS = (
     "/token",
     "/register",
     "/revoke",
-    "/introspect",
     "/.well-known/",
     "/api/",
     "/mcp",
@@ -65,6 +69,19 @@ def oauth_error(error: str, description: str, status: int = 400, headers: dict[s
     return response
 
 
+def read_only(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """A view that programs read: any other method is told so in JSON. Nothing to forge, so no form token is asked for."""
+
+    @csrf_exempt
+    @wraps(view)
+    def read(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.method not in ("GET", "HEAD"):
+            return oauth_error("invalid_request", "This can only be read.", 405, {"Allow": "GET, HEAD"})
+        return view(request, *args, **kwargs)
+
+    return read
+
+
 def _failure(request: HttpRequest, status: int, error: str, title: str, what: str, repair: str) -> HttpResponse:
     if is_for_a_program(request):
         return oauth_error(error, f"{what} {repair}", status)
@@ -100,7 +117,7 @@ def form_expired(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 def unforeseen(request: HttpRequest) -> HttpResponse:
     """Anything nobody thought of; and the database being away, which somebody did (DESIGN §8)."""
-    if isinstance(sys.exc_info()[1], OperationalError | InterfaceError):
+    if isinstance(sys.exc_info()[1], DATABASE_AWAY):
         what, repair = "CAIR cannot reach its database at the moment.", "Wait some seconds and try again."
         if is_for_a_program(request):
             return oauth_error("temporarily_unavailable", f"{what} {repair}", 503, {"Retry-After": RETRY_AFTER})
@@ -168,7 +185,7 @@ def how_to_connect(mcp_url: str) -> list[dict[str, str]]:
     ]
 
 
-@require_safe
+@read_only
 def health(request: HttpRequest) -> HttpResponse:
     """Alive: nothing more is promised, nothing is asked of the database."""
     return JsonResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})

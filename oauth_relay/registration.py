@@ -93,7 +93,7 @@ def _texts(unverified: dict[str, Any]) -> dict[str, str]:
 
 
 def _strings(unverified: dict[str, Any], name: str) -> list[str]:
-    values = unverified.get(name) or []
+    values = unverified.get(name, [])
     if not isinstance(values, list) or not all(isinstance(value, str) and "\0" not in value for value in values):
         raise InvalidMetadata("invalid_client_metadata", f"{name} must be a list of texts.")
     return values

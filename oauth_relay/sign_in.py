@@ -71,7 +71,6 @@ def open_session(request: HttpRequest, user: User, way: str) -> None:
     """Sign `user` in, in this browser, and remember how: `own`, or the provider's name."""
     auth.login(request, user, backend=OWN_BACKEND if way == OWN else PROVIDER_BACKEND)
     request.session["way"] = way
-    request.session["signed_in_at"] = timezone.now().timestamp()
     audit.record_within(audit.Event("user.signed_in", pseudonym=user.pseudonym, detail={"way": way}))
 
 
@@ -109,8 +108,10 @@ def form_token(transaction: LoginTransaction, stage: str, user: User | None, sco
     return salted_hmac("oauth_relay.form", shown, algorithm="sha256").hexdigest()
 
 
-def is_form_token(raw: str, transaction: LoginTransaction, stage: str, user: User | None, scopes: list[str]) -> bool:
-    return constant_time_compare(raw, form_token(transaction, stage, user, scopes))
+def is_form_token(
+    raw_token: str, transaction: LoginTransaction, stage: str, user: User | None, scopes: list[str]
+) -> bool:
+    return constant_time_compare(raw_token, form_token(transaction, stage, user, scopes))
 
 
 def settle(transaction: LoginTransaction, user: User) -> None:

@@ -4,11 +4,11 @@ Each grant runs in one database transaction that locks the grant row first and r
 a refresh token is used once, whatever happens at the same time, and a withdrawal in between wins.
 """
 
-import base64
 import hashlib
 import json
 import logging
 import os
+import secrets
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -51,10 +51,8 @@ def digest_of(raw: str) -> str:
 def live_grant_for(grant_id: Any, request: Any) -> Grant:
     """The grant, locked and read again. Raises `invalid_grant` where it, its person or its client is over."""
     grant = Grant.objects.select_for_update().filter(pk=grant_id).first()
-    if grant is None or not grant.is_live:
-        raise errors.InvalidGrantError("The permission was withdrawn.", request=request)
-    user, client = grant.user, Client.objects.get(pk=grant.client_id)
-    if user is None or not user.is_active or client.blocked_at is not None:
+    # Asked again under the lock: a withdrawal that committed while we waited for it must win.
+    if grant is None or grant.user_id is None or not Grant.objects.live().filter(pk=grant_id).exists():
         raise errors.InvalidGrantError("The permission was withdrawn.", request=request)
     return grant
 
@@ -118,7 +116,7 @@ class RelayServer(AuthorizationEndpoint, TokenEndpoint, RevocationEndpoint):
     """The authorization server, with our grants and no others: no implicit, no password, no client credentials."""
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
-        bearer = BearerToken(request_validator, lambda request: _random_token(), options["token_expires_in"])
+        bearer = BearerToken(request_validator, lambda request: secrets.token_urlsafe(32), options["token_expires_in"])
         code = CodeGrant(request_validator)
         grants = {"authorization_code": code, "refresh_token": RefreshGrant(request_validator)}
         AuthorizationEndpoint.__init__(self, "code", bearer, {"code": code})
@@ -136,16 +134,15 @@ class _NoGrant:
         return {"Content-Type": "application/json", "Cache-Control": "no-store"}, error.json, error.status_code
 
 
-def _random_token() -> str:
-    """256 random bits: what is stored is only their SHA-256."""
-    return base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
-
-
 # -- the library's validator, bent at its joints -----------------------------------------------------------------------
 
 
 class RelayRequestValidator(OAuth2Validator):
     """What the library leaves to policy: single use, the grant as the anchor, our resources, hashed codes."""
+
+    def _load_application(self, client_id: str, request: Any) -> Client | None:
+        """The client of that id. Basic credentials may decode to anything, a NUL too, which PostgreSQL cannot be asked."""
+        return super()._load_application(client_id, request) if client_id and client_id.isprintable() else None
 
     # -- authorization code --------------------------------------------------------------------------------------------
 
@@ -258,7 +255,9 @@ class RelayRequestValidator(OAuth2Validator):
             RefreshToken.objects.filter(pk=spent.pk, first_used_at__isnull=True).update(first_used_at=now)
         access = self._save_access_token(token, request, family)
         self._save_refresh_token(token, request, family, access, spent)
-        Client.objects.filter(pk=request.client.pk).update(last_used_at=now)
+        # After the commit: whoever holds a grant's lock takes no client's (see Grant).
+        clients = Client.objects.filter(pk=request.client.pk)
+        database.on_commit(lambda: clients.update(last_used_at=now))
         audit.record_within(_event("token.refreshed" if spent else "token.issued", request, {"scopes": request.scopes}))
 
     def _save_access_token(self, token: dict[str, Any], request: Any, family: uuid.UUID) -> AccessToken:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import jwt
 from channels.db import database_sync_to_async
 from django.conf import settings
 from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError, connection
@@ -35,6 +36,7 @@ from oauth_relay.identity_providers import (
     provider,
 )
 from oauth_relay.models import Grant, Identity, LoginTransaction, UpstreamCredential, User
+from oauth_relay.per_loop import PerLoop
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ async def upstream_token_for(principal: Principal, api: str, rejected_version: s
     `rejected_version` says which version the API has just refused. Raises UpstreamLoginRequired, UpstreamUnavailable.
     Does not suspend where a token is in memory.
     """
-    memory = _memory()
+    memory = _memories.get()
     key = (principal.grant_id, principal.subject, api, principal.scopes)
     found = memory.find(key)
     if found is not None and found.version != rejected_version:
@@ -172,15 +174,7 @@ class _Memory:
             flight.exception()  # looked at, should every caller have gone away
 
 
-_memories: dict[int, _Memory] = {}
-
-
-def _memory() -> _Memory:
-    loop = id(asyncio.get_running_loop())
-    reader = withdrawals.reader()
-    if loop not in _memories or _memories[loop].reader is not reader:
-        _memories[loop] = _Memory(reader)
-    return _memories[loop]
+_memories: PerLoop[_Memory] = PerLoop(lambda: _Memory(withdrawals.reader()))
 
 
 def _check_alive(principal: Principal) -> None:
@@ -339,6 +333,26 @@ def _open_credential(principal: Principal, api: str) -> _Credential:
 def _open(row: UpstreamCredential, *, user_id: int | None, provider_name: str, audience: str) -> _Tokens:
     opened = vault.open_sealed(row.tokens, **_binding(row, user_id, provider_name, audience))
     return _Tokens(*json.loads(opened))
+
+
+@dataclass(frozen=True)
+class CredentialFacts:
+    """What an operator may know of a stored credential. Audiences are None where the access token is opaque."""
+
+    has_refresh_token: bool
+    unverified_audiences: tuple[str, ...] | None
+
+
+def facts_of(row: UpstreamCredential) -> CredentialFacts:
+    """For `manage.py doctor`: what came, never the tokens themselves. Raises VaultError."""
+    tokens = _open(row, user_id=row.user_id, provider_name=row.provider, audience=row.audience)
+    try:
+        unverified_claims = jwt.decode(tokens.access_token, options={"verify_signature": False})
+    except jwt.PyJWTError:
+        return CredentialFacts(bool(tokens.refresh_token), None)
+    named = unverified_claims.get("aud")
+    audiences = named if isinstance(named, list) else [named]
+    return CredentialFacts(bool(tokens.refresh_token), tuple(name for name in audiences if isinstance(name, str)))
 
 
 def _binding(row: UpstreamCredential, user_id: int | None, provider_name: str, audience: str) -> dict[str, Any]:

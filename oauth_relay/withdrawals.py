@@ -10,13 +10,12 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
 
-from django.db import DatabaseError, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from oauth_relay import audit
-from oauth_relay.database import in_database
+from oauth_relay.database import DATABASE_AWAY, in_database
 from oauth_relay.models import Client, Consent, Grant, UpstreamCredential, Withdrawal
 from oauth_relay.per_loop import PerLoop
 
@@ -26,20 +25,22 @@ READ_EVERY = 0.5
 LATE_AFTER = 1.0
 DEAD_AFTER = 5.0
 OVERLAP_SECONDS = 10.0
-KEPT_FOR = timedelta(days=1)
 
 
 def withdraw_grant(grant_id: uuid.UUID, by: str) -> bool:
-    """End a grant: one update on its row, and the log. True if this call ended it, False if it had ended before."""
+    """End a grant: one update on its row decides, the log tells everybody. What only it needed goes with it.
+
+    True if this call ended it, False if it had ended before.
+    """
     with transaction.atomic():
         now = timezone.now()
-        ended = Grant.objects.filter(pk=grant_id, withdrawn_at__isnull=True).update(withdrawn_at=now, withdrawn_by=by)
+        ended = Grant.objects.open().filter(pk=grant_id).update(withdrawn_at=now, withdrawn_by=by)
         if not ended:
             return False
         grant = Grant.objects.select_related("user", "client").get(pk=grant_id)
-        Consent.objects.filter(grant=grant, withdrawn_at__isnull=True).update(withdrawn_at=now)
+        Consent.objects.filter(grant=grant, withdrawn_at=None).update(withdrawn_at=now)
         Withdrawal.objects.create(kind=Withdrawal.Kind.GRANT, reference=str(grant_id))
-        if grant.user_id and not Grant.objects.filter(user_id=grant.user_id, withdrawn_at__isnull=True).exists():
+        if grant.user_id and not Grant.objects.open().filter(user_id=grant.user_id).exists():
             # Nobody needs the person's upstream tokens any more: they are not kept for a rainy day.
             UpstreamCredential.objects.filter(user_id=grant.user_id).delete()
         audit.record_within(
@@ -97,7 +98,7 @@ class WithdrawalReader:
         while True:
             try:
                 await self.read()
-            except DatabaseError as error:
+            except DATABASE_AWAY as error:
                 logger.warning("the withdrawal log cannot be read: %s", error.__class__.__name__)
             await asyncio.sleep(READ_EVERY)
 

@@ -48,7 +48,7 @@ class Person:
         self.url, self.username, self.password = url, username, password
 
     def open(self, url: str) -> Page:
-        return self.browser.open(url if "://" in url else self.url + url)
+        return self.browser.open(self.url + url if url.startswith("/") else url)
 
     def sign_in(self, page: Page) -> Page:
         return self.browser.press(page, "sign_in", fill={"username": self.username, "password": self.password})

@@ -18,7 +18,7 @@ class Terminal:
 
     def say(self, text: str = "") -> None:
         self._clear()
-        self._output.write(text, ending="\n")
+        self._output.write(f"{text}\n", ending="")
         self._output.flush()
 
     def step(self, name: str, what: str) -> None:

@@ -129,10 +129,11 @@ class Walk:
         """The authorization response. In a browser a person takes their time, but not for ever."""
         until = time.monotonic() + (CALL_SECONDS if self.is_headless else PATIENCE)
         while (left := until - time.monotonic()) > 0:
+            if not self.is_headless:
+                self.terminal.waiting(f"waiting for your answer in the browser ({_clock(left)} left)")
             answer = self.listener.wait(min(1.0, left))
             if answer is not None:
                 return answer
-            self.terminal.waiting(f"waiting for your answer in the browser ({_clock(left)} left)")
         raise DemoFailed(
             f"No answer came within {PATIENCE / 60:.0f} minutes." if not self.is_headless else "No answer came back.",
             "Run it again; sign in as demo / demo on a development server, then choose Allow or Deny.",
@@ -179,37 +180,45 @@ class Walk:
     # -- 9  the end ----------------------------------------------------------------------------------------------------
 
     def _withdraw(self) -> None:
+        """Disconnect on /connections, and proof that the token is dead."""
         if self.is_headless:
             page = self._look(lambda: self.browser.open(f"{self.url}/connections"))
             self._look(lambda: self.browser.press(page, "withdraw", about=self.client.name))
             self.terminal.step("withdrew", f"on /connections: Disconnect “{self.client.name}”")
-            self._prove_dead(until=time.monotonic() + ENDED_WITHIN)
-            return
+            self._prove_dead()
+        else:
+            self._ask_to_disconnect()
+
+    def _prove_dead(self) -> None:
+        """Knock until the token is refused: from outside there is no event but the answer."""
+        started = time.monotonic()
+        while not self._is_refused():
+            if time.monotonic() - started > ENDED_WITHIN:
+                raise DemoFailed("The token still works after Disconnect.", "This is a defect: please report it.")
+            time.sleep(0.05)
+        self._say_over(f", {time.monotonic() - started:.1f} s later")
+
+    def _ask_to_disconnect(self) -> None:
         address = f"{self.url}/connections"
         webbrowser.open(address)
         self.terminal.step("withdraw", f"press Disconnect beside “{self.client.name}”; Enter here skips this")
         self.terminal.under(address)
-        self._prove_dead(until=time.monotonic() + PATIENCE)
-
-    def _prove_dead(self, until: float) -> None:
-        """Ask with the token until it is refused. From outside there is no event: the answer is the event."""
-        started = time.monotonic()
+        until = time.monotonic() + PATIENCE
         while (left := until - time.monotonic()) > 0:
-            status, challenge = self.client.knock()
-            if status == 401 and challenge.get("error") == "invalid_token":
-                took = f", {time.monotonic() - started:.1f} s later" if self.is_headless else ""
-                self.terminal.step("over", f"the same token at /mcp{took}: 401 invalid_token")
+            if self._is_refused():
+                self._say_over("")
                 return
-            if not self.is_headless:
-                self.terminal.waiting(f"waiting for Disconnect in the browser ({_clock(left)} left)")
-                if _enter_was_pressed(1.0):
-                    self.terminal.step("skipped", "the client stays connected: /connections ends it at any time")
-                    return
-            else:
-                time.sleep(0.05)
-        if self.is_headless:
-            raise DemoFailed("The token still works after Disconnect.", "This is a defect: please report it.")
-        self.terminal.step("skipped", "nobody disconnected it: /connections ends it at any time")
+            self.terminal.waiting(f"waiting for Disconnect in the browser ({_clock(left)} left)")
+            if _enter_was_pressed(1.0):
+                break
+        self.terminal.step("skipped", "the client stays connected: /connections ends it at any time")
+
+    def _is_refused(self) -> bool:
+        status, challenge = self.client.knock()
+        return status == 401 and challenge.get("error") == "invalid_token"
+
+    def _say_over(self, when: str) -> None:
+        self.terminal.step("over", f"the same token at /mcp{when}: 401 invalid_token")
 
 
 def _listed(todos: list[dict[str, Any]]) -> str:

@@ -16,7 +16,6 @@ from urllib.parse import parse_qs
 from channels.exceptions import ChannelFull, StopConsumer
 from channels.generic.http import AsyncHttpConsumer
 from django.conf import settings
-from django.db import DatabaseError
 from mcp.shared.exceptions import MCPError
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers
@@ -41,6 +40,7 @@ from mcp_gateway.tools import Tool
 from mcp_gateway.transports.streamable_http import check_content_type, parse
 from oauth_relay import access_tokens, audit, upstream_tokens
 from oauth_relay.access_tokens import Principal
+from oauth_relay.database import DATABASE_AWAY
 from oauth_relay.upstream_tokens import UpstreamLoginRequired, UpstreamUnavailable
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class SseConsumer(_HttpConsumer):
             return True
         try:
             self.lives_until = await access_tokens.stream_expiry(self.principal)
-        except DatabaseError:
+        except DATABASE_AWAY:
             return True  # away, and nothing says that the grant is: the next heartbeat asks again
         return time.time() < min(self.lives_until, getattr(self, "closes_at", float("inf")))
 
@@ -241,7 +241,7 @@ class SseConsumer(_HttpConsumer):
             response = await answer(message, exchange)
         except InsufficientScope as refused:
             response = jsonrpc.error(message["id"], -32600, f"Insufficient scope; needed: {refused}")
-        except DatabaseError:
+        except DATABASE_AWAY:
             response = jsonrpc.error(message["id"], -32603, "The database cannot be reached. Try again in a moment.")
         if message["method"] == "initialize" and "result" in response:
             self.version = response["result"]["protocolVersion"]
@@ -321,7 +321,7 @@ async def _check_call(message: jsonrpc.Message, exchange: Exchange) -> None:
         raise bearer.step_up(resource, refused) from None
     except UpstreamLoginRequired:
         raise bearer.sign_in_again(resource) from None
-    except DatabaseError:
+    except DATABASE_AWAY:
         raise unavailable("The database cannot be reached at the moment.") from None
 
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError
 from mcp.server.streamable_http import check_accept_headers
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import (
@@ -47,6 +46,7 @@ from mcp_gateway.replies import (
 )
 from mcp_gateway.tools import Tool
 from oauth_relay import access_tokens
+from oauth_relay.database import DATABASE_AWAY
 from oauth_relay.upstream_tokens import UpstreamLoginRequired
 
 PING_EVERY = 15.0
@@ -235,7 +235,7 @@ async def _finish(
         refusal = bearer.step_up(resource, refused)
     except UpstreamLoginRequired:
         refusal = bearer.sign_in_again(resource)
-    except DatabaseError:
+    except DATABASE_AWAY:
         refusal = unavailable("The database cannot be reached at the moment.")
     else:
         if reply.has_started:

@@ -1,9 +1,30 @@
 """A person's permission for a client, its records, and its end."""
 
 import uuid
+from typing import Any
 
 from django.conf import settings
 from django.db import models
+from django.db.models.signals import pre_delete
+from django.dispatch import receiver
+from django.utils import timezone
+
+
+class GrantQuerySet(models.QuerySet["Grant"]):
+    def open(self) -> "GrantQuerySet":
+        """Not withdrawn."""
+        return self.filter(withdrawn_at=None)
+
+    def live(self) -> "GrantQuerySet":
+        """Open, and so are the person and the client it connects."""
+        someone = models.Q(user=None) | models.Q(user__is_active=True)
+        return self.open().filter(someone, client__blocked_at=None)
+
+
+class ConsentQuerySet(models.QuerySet["Consent"]):
+    def alive(self) -> "ConsentQuerySet":
+        """Neither withdrawn nor run out, on a grant that is open."""
+        return self.filter(withdrawn_at=None, expires_at__gt=timezone.now(), grant__withdrawn_at=None)
 
 
 class Grant(models.Model):
@@ -11,6 +32,9 @@ class Grant(models.Model):
 
     Consents, codes, tokens and MCP sessions hang from it. Whoever issues, rotates, replays or withdraws locks this row
     first and reads it again; withdrawing is one update here, not a sweep.
+
+    Lock order: login transaction, grant, then tokens and codes. Nobody locks a client's or a person's row while holding
+    a grant's, nor a grant's while holding theirs: those are read again, without a lock.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -20,10 +44,11 @@ class Grant(models.Model):
     )
     created = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
-    last_tool = models.CharField(max_length=128, blank=True)
     suspended_at = models.DateTimeField(null=True, blank=True, help_text="Refresh waits until the person signs in.")
     withdrawn_at = models.DateTimeField(null=True, blank=True)
     withdrawn_by = models.CharField(max_length=32, blank=True)
+
+    objects = GrantQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -38,7 +63,7 @@ class Grant(models.Model):
         return f"Grant {self.pk}"
 
     @property
-    def is_live(self) -> bool:
+    def is_open(self) -> bool:
         return self.withdrawn_at is None
 
 
@@ -54,6 +79,8 @@ class Consent(models.Model):
     created = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField()
     withdrawn_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ConsentQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"Consent {self.pk}"
@@ -75,3 +102,9 @@ class Withdrawal(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.reference}"
+
+
+@receiver(pre_delete, sender=settings.OAUTH2_PROVIDER_APPLICATION_MODEL)
+def _write_withdrawal_of_deleted_client(sender: type[models.Model], instance: models.Model, **kwargs: Any) -> None:
+    """A deleted row takes its tokens with it; processes that remember them must still be told."""
+    Withdrawal.objects.create(kind=Withdrawal.Kind.CLIENT, reference=str(instance.pk))

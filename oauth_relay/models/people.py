@@ -6,6 +6,8 @@ from typing import Any
 from django.contrib.auth.models import AbstractUser, UserManager
 from django.contrib.sessions.base_session import AbstractBaseSession, BaseSessionManager
 from django.db import models, transaction
+from django.db.models.signals import pre_delete
+from django.dispatch import receiver
 
 
 def new_subject() -> str:
@@ -60,6 +62,12 @@ class User(AbstractUser):
         from oauth_relay.models.grants import Withdrawal
 
         Withdrawal.objects.create(kind=Withdrawal.Kind.USER, reference=str(self.pk))
+
+
+@receiver(pre_delete, sender=User)
+def _write_withdrawal_of_deleted_user(sender: type[User], instance: User, **kwargs: Any) -> None:
+    """A deleted row takes its tokens with it; processes that remember them must still be told."""
+    instance.write_withdrawal()
 
 
 class Identity(models.Model):

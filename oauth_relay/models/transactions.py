@@ -7,6 +7,14 @@ from django.db import models
 from django.utils import timezone
 
 
+class LoginTransactionQuerySet(models.QuerySet["LoginTransaction"]):
+    def erase_expired_secrets(self) -> int:
+        """Forget what the provider sent, and our secrets towards it, wherever the person never came back (T4)."""
+        expired = self.filter(expires_at__lte=timezone.now())
+        held = expired.exclude(staged_tokens=None, upstream_secrets=None)
+        return held.update(staged_tokens=None, upstream_secrets=None)
+
+
 class LoginTransaction(models.Model):
     """A person in front of our pages, on behalf of a client or on a visit of their own.
 
@@ -55,6 +63,8 @@ class LoginTransaction(models.Model):
 
     answered_at = models.DateTimeField(null=True)
     outcome = models.CharField(max_length=16, blank=True, choices=Outcome.choices)
+
+    objects = LoginTransactionQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"Login transaction {self.pk}"

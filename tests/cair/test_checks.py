@@ -47,7 +47,15 @@ def test_an_empty_environment_is_production_and_names_everything_it_lacks(tmp_pa
             {"AUTH0_DOMAIN": "http://localhost:1", "AUTH0_CLIENT_ID": "a", "AUTH0_CLIENT_SECRET": "b"},
             "is not a host name",
         ),
+        ({"AUTH0_DOMAIN": "https://[", "AUTH0_CLIENT_ID": "a", "AUTH0_CLIENT_SECRET": "b"}, "is not a host name"),
         ({"PORT": "none"}, "PORT cannot be read"),
+        ({"LOG_LEVEL": "verbose"}, "LOG_LEVEL cannot be read"),
+        ({"PUBLIC_URL": "https://cair.example.com/base"}, "PUBLIC_URL cannot be read"),
+        ({"PUBLIC_URL": "https://["}, "PUBLIC_URL cannot be read"),
+        ({"API_BASE_URL": "https://["}, "API_BASE_URL cannot be read"),
+        ({"REDIS_URL": "nonsense"}, "REDIS_URL cannot be read"),
+        ({"CUSTOM_REDIRECT_SCHEMES": "cursor,javascript"}, "CUSTOM_REDIRECT_SCHEMES names javascript"),
+        ({"CUSTOM_REDIRECT_SCHEMES": "Cur_sor:"}, "CUSTOM_REDIRECT_SCHEMES names cur_sor"),
     ],
 )
 def test_production_starts_with_nothing_weak(tmp_path: Path, changed: dict[str, str], said: str) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 import pytest
@@ -497,6 +498,31 @@ def test_a_form_posted_twice_answers_once(server: Server, client: OAuthClient, p
     assert (again.status, again.left) == (409, "") and "already answered" in again.text
     denied = person.browser.press(page, "deny")
     assert (denied.status, denied.left) == (409, "")
+
+
+@pytest.mark.threat("T27")
+def test_four_clicks_at_once_give_one_code(server: Server, client: OAuthClient, person: Person) -> None:
+    page = person.consent_page(client.authorization_url())
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: person.browser.press(page, "allow"), range(4)))
+    codes = [parameters_of(answer.left)["code"] for answer in answers if answer.left]
+    assert len(codes) == 1, [(answer.status, answer.left) for answer in answers]
+    assert sorted(answer.status for answer in answers) == [302, 409, 409, 409]
+
+
+@pytest.mark.threat("T27")
+def test_a_form_without_its_own_token_records_nothing(client: OAuthClient, person: Person) -> None:
+    """The cookie alone is no answer: somebody else's page could send the form, too."""
+    page = person.open(client.authorization_url())
+    forged = person.browser.press(
+        page, "sign_in", fill={"username": "demo", "password": "demo", "form_token": "x" * 64}
+    )
+    assert forged.status == 409 and forged.has_button("sign_in")
+    consent = person.sign_in(page)
+    for button in ("allow", "deny"):
+        redrawn = person.browser.press(consent, button, fill={"form_token": "x" * 64})
+        assert redrawn.left == "" and "out of date" in redrawn.text and redrawn.has_button("allow")
+    assert person.answer(redrawn, "allow")["code"]
 
 
 @pytest.mark.threat("T27")

@@ -28,6 +28,12 @@ _WATCH = (
 
 
 @pytest.fixture(scope="module")
+def server(sqlite_server: Server) -> Server:
+    """Which database it is is not the point here: the walks are made on both elsewhere."""
+    return sqlite_server
+
+
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

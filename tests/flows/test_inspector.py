@@ -17,6 +17,12 @@ BOUND = 60.0
 
 
 @pytest.fixture(scope="module")
+def server(sqlite_server: Server) -> Server:
+    """Which database it is is not the point here: the walks are made on both elsewhere."""
+    return sqlite_server
+
+
+@pytest.fixture(scope="module")
 def token(server: Server) -> str:
     client = OAuthClient(server.url, name="Inspector").connect(Person(server.url), resource=None)
     raw_token: str = client.tokens["access_token"]

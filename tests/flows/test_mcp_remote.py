@@ -18,6 +18,12 @@ _AUTHORIZE = re.compile(r"https?://\S+/authorize\?\S+")
 STARTS_WITHIN = 30.0
 
 
+@pytest.fixture(scope="module")
+def server(sqlite_server: Server) -> Server:
+    """Which database it is is not the point here: the walks are made on both elsewhere."""
+    return sqlite_server
+
+
 class Remote:
     """One mcp-remote with a memory folder, and the person whom it asks to visit an address."""
 

@@ -122,6 +122,21 @@ def test_two_tabs_that_allow_at_once_share_one_grant(
     assert grants == "1"
 
 
+def test_allowing_and_refreshing_at_once_never_wait_for_each_other(
+    pair: tuple[Server, Server], client: OAuthClient, person: Person
+) -> None:
+    """Both lock the grant and touch the client: in one order, or PostgreSQL ends one of them as a deadlock."""
+    client.connect(person)
+    refresh_token = client.tokens["refresh_token"]
+    for _ in range(6):
+        page = person.consent_page(client.authorization_url())
+        other = through(client, pair[1])
+        allowed, refreshed = at_once([lambda p=page: person.answer(p, "allow"), lambda: other.refresh(refresh_token)])  # type: ignore[misc]  # noqa: B023
+        assert "code" in allowed
+        assert refreshed.status_code == 200, refreshed.text
+        refresh_token = refreshed.json()["refresh_token"]
+
+
 def test_one_page_posted_twice_at_once_is_answered_once(
     pair: tuple[Server, Server], client: OAuthClient, person: Person
 ) -> None:

@@ -79,6 +79,12 @@ def test_a_request_for_offline_access_alone_can_be_allowed(browser: Browser, ada
     assert answered(browser.answer())["code"]
 
 
+def test_a_wider_request_says_what_is_new(browser: Browser, ada: User, inspector: Client) -> None:
+    browser.connect(inspector, ada, scope="read:todos")
+    page = browser.authorize(inspector, scope="read:todos read:billing").content.decode()
+    assert (page.count("Allowed before"), page.count(">New<")) == (1, 1)
+
+
 def test_deny_and_cancel_reach_the_client(browser: Browser, ada: User, inspector: Client) -> None:
     browser.authorize(inspector)
     cancelled = answered(browser.read(browser.post("/login", {**browser.page.hidden, "action": "cancel"})))
@@ -288,6 +294,17 @@ def test_an_expired_transaction_says_so(browser: Browser, ada: User, inspector: 
     response = browser.sign_in(ada)
     assert response.status_code == 409
     assert is_page(response, "expired")
+
+
+@pytest.mark.threat("T4")
+def test_what_the_provider_sent_is_erased_when_the_person_never_comes_back(browser: Browser, inspector: Client) -> None:
+    browser.authorize(inspector)
+    LoginTransaction.objects.update(
+        expires_at="2026-01-01T00:00:00Z", staged_tokens=b"sealed", upstream_secrets=b"sealed"
+    )
+    browser.authorize(inspector)
+    assert LoginTransaction.objects.count() == 2
+    assert not LoginTransaction.objects.exclude(staged_tokens=None, upstream_secrets=None).exists()
 
 
 @pytest.mark.threat("T31")

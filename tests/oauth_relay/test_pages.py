@@ -122,7 +122,7 @@ def test_somebody_elses_connection_reads_like_none(
     attacker.sign_in(mallory)
     response = attacker.read(attacker.post("/connections", {"grant": theirs if grant is None else grant}))
     assert "had already ended" in response.content.decode()
-    assert Grant.objects.get().is_live
+    assert Grant.objects.get().is_open
 
 
 # -- admin -------------------------------------------------------------------------------------------------------------

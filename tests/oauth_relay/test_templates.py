@@ -19,7 +19,7 @@ SCOPES = [
 
 
 def client(**said: Any) -> dict[str, Any]:
-    return {"name": HOSTILE, "verified_host": None, "registered": "registered itself"} | said
+    return {"name": HOSTILE, "verified_host": None, "is_operator_made": False} | said
 
 
 def redirect(**said: Any) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def consent(**said: Any) -> dict[str, Any]:
 
 
 CONNECTION = {
-    "id": HOSTILE, "client_name": HOSTILE, "host": HOSTILE, "scopes": SCOPES, "last_tool": HOSTILE,
+    "id": HOSTILE, "client_name": HOSTILE, "host": HOSTILE, "scopes": SCOPES,
     "connected": datetime.datetime(2026, 7, 14, tzinfo=datetime.UTC),
     "last_used": datetime.datetime(2026, 7, 15, tzinfo=datetime.UTC),
 }  # fmt: skip
@@ -158,7 +158,7 @@ def test_it_says_whether_anybody_has_checked_the_name(template: str, context: An
     unchecked = "Nobody has checked the name it gives"
     assert unchecked in Page(template, context()).text
     assert unchecked not in Page(template, context(client=client(verified_host="claude.ai"))).text
-    assert unchecked not in Page(template, context(client=client(registered="added by an operator"))).text
+    assert unchecked not in Page(template, context(client=client(is_operator_made=True))).text
 
 
 def test_no_template_switches_escaping_off() -> None:

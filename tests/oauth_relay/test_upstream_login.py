@@ -344,6 +344,18 @@ def test_it_spends_the_state_before_it_asks_the_provider(
     assert len(peer.calls("/token")) == 1
 
 
+@pytest.mark.threat("T3")
+def test_a_second_load_of_the_same_address_goes_nowhere(
+    client: Browser, mcp_client: Client, peer: FakedProvider
+) -> None:
+    address = peer.approve(leave_for_provider(client))
+    assert come_back(client, address).status_code == 303
+    (first,) = staged()
+    assert come_back(client, address).status_code == 400
+    assert len(peer.calls("/token")) == 1
+    assert staged() == [first] and person_of(client) is not None
+
+
 def test_it_leaves_the_state_alone_when_somebody_only_looks(
     client: Browser, mcp_client: Client, peer: FakedProvider
 ) -> None:
@@ -420,7 +432,7 @@ WRONG_SIGNATURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "another key under a known name": signed_with(OTHER_RSA_KEY, "RS256", "key-1"),
     "a key of another kind under a known name": signed_with(EC_KEY, "ES256", "key-1"),
     "the client secret": signed_with(identity_provider.CLIENT_SECRET, "HS256", "key-1"),
-    "an algorithm that is not on the list": signed_with(RSA_KEY, "RS512", "key-1"),
+    "an algorithm that is not on the list": signed_with(RSA_KEY, "RS512", "any-algorithm"),
     "no signature": unsigned,
     "something that is no token": lambda claims: "abc",
     "nothing": lambda claims: "",
@@ -433,6 +445,9 @@ def test_it_refuses_an_id_token_signed_with(
     client: Browser, mcp_client: Client, peer: FakedProvider, wrong: str
 ) -> None:
     peer.sign = WRONG_SIGNATURES[wrong]
+    any_algorithm = identity_provider.rsa_jwk(RSA_KEY, "any-algorithm")
+    del any_algorithm["alg"]
+    peer.keys.append(any_algorithm)
     response = come_back(client, peer.approve(leave_for_provider(client)))
     assert answered(response)["error"] == "temporarily_unavailable"
     assert person_of(client) is None and not staged()
@@ -530,7 +545,6 @@ ANSWERS: dict[str, tuple[int, Any]] = {
     "a list": (200, []),
     "a number": (200, 7),
     "a document nested too deep": (200, "[" * 100_000),
-    "too much": (200, "x" * 600_000),
     "no access token": (200, {"token_type": "Bearer", "id_token": "x"}),
     "an access token that is a number": (200, {"access_token": 7, "token_type": "Bearer"}),
     "a token of another type": (200, {"access_token": "x", "token_type": "mac"}),
@@ -552,6 +566,22 @@ def test_it_survives_a_token_endpoint_that_answers(
     assert answered(response)["error"] == "temporarily_unavailable"
     assert not peer.calls("/elsewhere")
     assert person_of(client) is None
+
+
+def test_it_reads_no_answer_without_end(client: Browser, mcp_client: Client, peer: FakedProvider) -> None:
+    peer.tokens = {"padding": "x" * 600_000}
+    response = come_back(client, peer.approve(leave_for_provider(client)))
+    assert answered(response)["error"] == "temporarily_unavailable"
+
+
+def test_a_document_that_cannot_be_read_is_asked_for_once_in_five_seconds(
+    client: Browser, mcp_client: Client, peer: FakedProvider
+) -> None:
+    peer.discovery = (503, "<h1>Service unavailable</h1>")
+    for _ in range(3):
+        response = client.post("/login", {**fields(ask(client)), "provider": "auth0"})
+        assert answered(response)["error"] == "temporarily_unavailable"
+    assert len(peer.calls("/.well-known/openid-configuration")) == 1
 
 
 def test_it_tells_the_client_nothing_of_what_went_wrong_and_logs_no_secret(

@@ -68,6 +68,17 @@ def _inactive(user: User) -> User:
     return user
 
 
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("remove", [lambda row: row.delete(), lambda row: type(row).objects.filter(pk=row.pk).delete()])
+def test_deleting_a_person_or_a_client_writes_the_withdrawal(ada: User, inspector: Client, remove: Any) -> None:
+    issue(ada, inspector)
+    numbers = (inspector.pk, ada.pk)
+    remove(inspector)
+    remove(ada)
+    for kind, number in zip(("client", "user"), numbers, strict=True):
+        assert Withdrawal.objects.filter(kind=kind, reference=str(number)).exists()
+
+
 def test_an_active_person_saved_is_no_withdrawal(ada: User) -> None:
     ada.save()
     User.objects.update(is_active=True)

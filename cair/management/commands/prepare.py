@@ -9,6 +9,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand
 
 from oauth_relay import keys
+from oauth_relay.models import LoginTransaction
 
 
 class Command(BaseCommand):
@@ -18,6 +19,7 @@ class Command(BaseCommand):
         self._keep_database_private()
         call_command("migrate", interactive=False, verbosity=0)
         keys.jwks()  # makes the first signing key, and with it the first data key
+        LoginTransaction.objects.erase_expired_secrets()
         self._demo_user()
 
     def _keep_database_private(self) -> None:
