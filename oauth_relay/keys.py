@@ -83,10 +83,10 @@ def jwks() -> dict[str, Any]:
 @method_decorator(read_only, name="dispatch")
 @method_decorator(cache_control(public=True, max_age=JWKS_MAX_AGE), name="get")
 class JwksView(View):
-    """GET /.well-known/jwks.json: what an API needs to check our tokens. Public, and readable from any origin."""
+    """GET /.well-known/jwks.json: what an API needs to check our tokens. Public; the guard opens it to every origin."""
 
     def get(self, request: HttpRequest) -> JsonResponse:
-        return JsonResponse(jwks(), headers={"Access-Control-Allow-Origin": "*"})
+        return JsonResponse(jwks())
 
 
 def _issues_api_tokens() -> bool:
