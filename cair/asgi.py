@@ -27,6 +27,7 @@ from mcp_gateway.shutdown import end_streams  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+UNDER_DAPHNE = "daphne.server" in sys.modules
 DRAIN_SECONDS = 3.0
 ENDS_WITHIN = 4.5
 
@@ -86,7 +87,7 @@ class Process:
     def _watch_signals(self) -> None:
         """Under Daphne: let streams and calls end, then hand the signal to the server."""
         self.watched = True
-        if self.has_lifespan or "daphne.server" not in sys.modules:
+        if self.has_lifespan or not UNDER_DAPHNE:
             return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -114,4 +115,8 @@ async def _drain_and_stop() -> None:
 
 refuse_to_start_if_wrong()
 sqlite_lock = hold_sqlite_alone()
-application = Guard(Process())
+application: Application = Guard(Process())
+if UNDER_DAPHNE:
+    from cair.daphne_bounds import bounded
+
+    application = bounded(application)

@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
-from oauth_relay.audit import new_trace_id, trace_id
 from oauth_relay.loopback import is_loopback
+from oauth_relay.traces import new_trace_id, trace_id
 
 logger = logging.getLogger(__name__)
+# Method, path and status: never the query, where codes and states travel. The servers' own access logs are off for it.
+access_log = logging.getLogger("cair.access")
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -48,8 +50,9 @@ class Guard:
             await self._other(scope, receive, send)
             return
         trace_id.set(new_trace_id())
-        # `Daphne-Root-Path` is a client's header: it would move every path.
-        scope = {**scope, "root_path": ""}
+        # `Daphne-Root-Path` is a client's header: it would move every path. The scheme is ours by configuration, not the
+        # proxy's last hop: Django compares the Origin of a form with it.
+        scope = {**scope, "root_path": "", "scheme": settings.PUBLIC_URL.partition(":")[0]}
         request = _Request(scope)
         response = _Response(send, request.cors_headers())
         refusal = request.refusal()
@@ -59,6 +62,7 @@ class Guard:
             await response.answer(204, {}, request.preflight_headers())
         else:
             await self._pass_on(scope, receive, response)
+        access_log.info("%s %s %s", request.method, ascii(request.path)[1:-1], response.status)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -73,7 +77,7 @@ class Guard:
         except asyncio.CancelledError:
             raise
         except Exception:
-            logger.exception("unforeseen, trace %s", trace_id.get())
+            logger.exception("unforeseen")
             await response.give_up()
 
 
@@ -123,9 +127,10 @@ class _Request:
     def _wrong_host(self, hosts: list[str]) -> tuple[int, dict[str, str], Headers]:
         """A page asked for at another loopback name is sent to ours; anything else is told where we are."""
         same_server = len(hosts) == 1 and settings.ON_LOOPBACK and is_loopback(_name_of(hosts[0]))
-        if same_server and self.method in ("GET", "HEAD") and self._is_page():
+        raw_path = self.scope.get("raw_path", self.path.encode())
+        if same_server and self.method in ("GET", "HEAD") and self._is_page() and raw_path.startswith(b"/"):
             query = self.scope.get("query_string", b"")
-            target = settings.PUBLIC_URL.encode() + self.scope.get("raw_path", self.path.encode())
+            target = settings.PUBLIC_URL.encode() + raw_path
             return 307, {}, [(b"location", target + (b"?" + query if query else b""))]
         said = f"This server is {settings.PUBLIC_URL}. Use that address, exactly."
         return 421, {"error": "misdirected_request", "error_description": said}, []
@@ -202,12 +207,13 @@ class _Response:
     def __init__(self, send: Send, extra: Headers) -> None:
         self._send = send
         self.extra = [*extra, (b"x-trace-id", trace_id.get().encode())]
+        self.status = 0
         self.started = False
         self.finished = False
 
     async def send(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.started, self.status = True, message["status"]
             ours = {key for key, _ in self.extra} - {b"vary"}
             kept = [(key, value) for key, value in message.get("headers", []) if key.lower() not in ours]
             message = {**message, "headers": [*kept, *self.extra]}

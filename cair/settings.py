@@ -129,6 +129,7 @@ CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}cair_csrf"
 CSRF_COOKIE_HTTPONLY = True
 CSRF_FAILURE_VIEW = "oauth_relay.pages.form_expired"
 BROWSER_COOKIE_NAME = f"{COOKIE_PREFIX}cair_browser"
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # its cookie would have no prefix
 X_FRAME_OPTIONS = "DENY"
 # `no-referrer` would make Chromium send `Origin: null` with our own forms.
 SECURE_REFERRER_POLICY = "same-origin"
@@ -157,7 +158,7 @@ CONTENT_SECURITY_POLICY = {
 AUTH_USER_MODEL = "oauth_relay.User"
 AUTHENTICATION_BACKENDS = [
     "django.contrib.auth.backends.ModelBackend",
-    "oauth_relay.upstream_login.UpstreamLoginBackend",
+    "oauth_relay.upstream_identities.UpstreamLoginBackend",
 ]
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
@@ -178,7 +179,7 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"},
+        "line": {"()": "cair.log_lines.TracedFormatter"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {
@@ -191,6 +192,10 @@ LOGGING = {
         "mozilla_django_oidc": {"level": "INFO"},
         "daphne": {"level": "WARNING"},
         "aiohttp.access": {"level": "WARNING"},
+        # It prints whole addresses, with the codes in them. Ours is `cair.access`.
+        "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+        # Every 4xx again, as a warning: `cair.access` has it, and the reason stands beside it.
+        "django.request": {"level": "ERROR"},
     },
 }
 
@@ -214,7 +219,7 @@ UPSTREAM_STATE_LIFETIME = 10 * 60
 REFRESH_TOKEN_IDLE_LIFETIME = 30 * 24 * 3600
 
 OAUTH2_PROVIDER = {
-    "OAUTH2_VALIDATOR_CLASS": "oauth_relay.token_grants.RelayRequestValidator",
+    "OAUTH2_VALIDATOR_CLASS": "oauth_relay.request_validator.RelayRequestValidator",
     "OAUTH2_SERVER_CLASS": "oauth_relay.token_grants.RelayServer",
     "SCOPES_BACKEND_CLASS": "cair.scopes.ToolScopes",
     "OIDC_ENABLED": False,

@@ -88,7 +88,7 @@ def _error_data(error: Exception) -> types.ErrorData:
     if foreseen is not None:
         return foreseen
     trace_id = audit.trace_id.get()
-    logger.error("unforeseen, trace %s", trace_id, exc_info=error)
+    logger.error("unforeseen", exc_info=error)
     return types.ErrorData(code=types.INTERNAL_ERROR, message="Internal server error", data={"trace_id": trace_id})
 
 

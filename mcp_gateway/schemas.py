@@ -48,6 +48,10 @@ class Arguments:
 
     def parse(self, unverified_arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of the function. Raises ToolError with what the model must mend."""
+        unknown = [name for name in unverified_arguments if name not in self.names]
+        if len(unknown) > MOST_FAULTS_TOLD:  # the model would describe each of them
+            has = ", ".join(self.names) or "none"
+            raise ToolError(f"The arguments are not right: {len(unknown)} of them are not this tool's (it has: {has}).")
         try:
             values = self._model.model_validate(unverified_arguments)
         except ValidationError as error:

@@ -3,7 +3,6 @@
 The look-up is synchronous where the token was seen before, and never older than the withdrawal log allows (T12).
 """
 
-import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from django.utils import timezone
 
 from oauth_relay import withdrawals
 from oauth_relay.database import DATABASE_AWAY, in_database
+from oauth_relay.digests import digest_of
 from oauth_relay.models import AccessToken, Grant, RefreshToken, Withdrawal
 from oauth_relay.per_loop import PerLoop
 
@@ -66,10 +66,10 @@ class _Cache:
 
     def __init__(self, reader: withdrawals.WithdrawalReader) -> None:
         self.reader = reader
-        self.entries: dict[tuple[bytes, str], Principal] = {}
+        self.entries: dict[tuple[str, str], Principal] = {}
         reader.listeners.add(self.forget)
 
-    def find(self, key: tuple[bytes, str]) -> Principal | None:
+    def find(self, key: tuple[str, str]) -> Principal | None:
         principal = self.entries.get(key)
         if principal is None or self.reader.lateness() > withdrawals.LATE_AFTER:
             return None
@@ -78,7 +78,7 @@ class _Cache:
             return None
         return principal
 
-    def keep(self, key: tuple[bytes, str], principal: Principal) -> None:
+    def keep(self, key: tuple[str, str], principal: Principal) -> None:
         if len(self.entries) >= CACHE_SIZE:
             self.entries.pop(next(iter(self.entries)))
         self.entries[key] = principal
@@ -113,13 +113,13 @@ async def verify_access_token(presented: PresentedToken) -> Principal:
     if presented.scheme.lower() != "bearer":
         raise InvalidToken(f"scheme {presented.scheme[:20]!r} is not Bearer")
     cache = _caches.get()
-    key = (hashlib.sha256(presented.raw_token.encode()).digest(), presented.resource)
+    key = (digest_of(presented.raw_token), presented.resource)
     if principal := cache.find(key):
         return principal
     try:
         await cache.reader.ready()
         seen = cache.reader.count
-        principal = await in_database(_look_up, key[0].hex(), presented.resource)
+        principal = await in_database(_look_up, key[0], presented.resource)
     except (*DATABASE_AWAY, TimeoutError) as error:
         raise TokensUnavailable(str(error.__class__.__name__)) from error
     if cache.reader.lateness() > withdrawals.DEAD_AFTER:

@@ -6,16 +6,38 @@ The library registers its models with the classes that settings name; ours are a
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.admin import UserAdmin
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import HttpRequest
 
 from oauth_relay.models import AuditEvent, Consent, Grant, Identity, SigningKey, UpstreamCredential, User
+from oauth_relay.sign_in_failures import forget_failures, note_failure, seconds_to_wait
 
 SECRET_FIELDS = (
     "token", "token_checksum", "code", "code_challenge", "client_secret", "registration_token_digest", "replay_answer",
     "tokens", "private_key",
 )  # fmt: skip
+
+
+class OperatorSignInForm(AdminAuthenticationForm):
+    """The admin's own form, with the same growing wait after wrong passwords as everybody's."""
+
+    def clean(self) -> dict[str, Any]:
+        username = self.cleaned_data.get("username") or ""
+        if wait := seconds_to_wait(username):
+            raise ValidationError(f"Too many failed attempts for this account. Try again in {wait} seconds.")
+        try:
+            cleaned = super().clean()
+        except ValidationError:
+            note_failure(username)
+            raise
+        forget_failures(username)
+        return cleaned
+
+
+admin.site.login_form = OperatorSignInForm
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
@@ -109,7 +131,13 @@ class IdentityInline(admin.TabularInline):
 
 @admin.register(User)
 class PersonAdmin(UserAdmin):
-    """People with own accounts are made here. Switching one off ends all they had connected, within a second."""
+    """People with own accounts are made here. Switching one off ends all they had connected, within a second.
+
+    Nobody is deleted here: what they did stays in the audit, and their rows with it.
+    """
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
     list_display = ("username", "email", "is_active", "is_staff", "last_login")
     readonly_fields = ("subject", "pseudonym", "is_demo", "last_login", "date_joined")

@@ -5,8 +5,6 @@
 """
 
 import asyncio
-import contextvars
-import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,16 +16,10 @@ from django.utils import timezone
 from oauth_relay.database import in_database
 from oauth_relay.models import AuditEvent
 from oauth_relay.per_loop import PerLoop
+from oauth_relay.traces import trace_id
 
 MOST_PER_COMMIT = 500
 _LONGEST_VALUE = 500
-
-trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
-"""The id that joins a person's error page, the log and the audit. Set by the guard for each request."""
-
-
-def new_trace_id() -> str:
-    return secrets.token_hex(8)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,17 @@
 """/authorize: from a client's request to the person's answer (RFC 6749 §4.1.1, DESIGN §4.2-4.5).
 
 The request is checked whole before anybody is asked anything, then frozen as a transaction. The person signs in, reads
-the consent page, answers. Every end goes through `_answer_client`, so `iss` and `state` are never forgotten.
+the consent page, answers. The pages are in `transaction_pages`, every end is in `authorization_response`.
 """
 
 import logging
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from django.conf import settings
 from django.contrib import auth
-from django.db import transaction as database
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.views import View
@@ -23,35 +20,24 @@ from django.views.decorators.csrf import csrf_exempt
 from oauth2_provider.exceptions import FatalClientError, OAuthToolkitError
 from oauth2_provider.views.mixins import OAuthLibMixin
 
-from oauth_relay import audit, consents, pages, redirect_uris, upstream_tokens
-from oauth_relay.models import Client, LoginTransaction, User
-from oauth_relay.sign_in import (
-    find_transaction,
-    form_token,
-    is_form_token,
-    mark_browser,
-    person_context,
-    remember_browser,
-    signed_in_person,
+from oauth_relay import audit, consents, pages, staged_tokens
+from oauth_relay.authorization_response import (
+    AuthorizationRefused,
+    allow,
+    gone,
+    refuse,
+    refuse_in_silence,
+    refuse_request,
 )
+from oauth_relay.browsers import find_transaction, is_form_token, mark_browser, signed_in_person
+from oauth_relay.models import Client, LoginTransaction, User
+from oauth_relay.transaction_pages import scope_rows, show, sign_in_page
 
 logger = logging.getLogger(__name__)
-
-PAGES = frozenset({"/", "/connections"})
-"""Where a person may be sent after signing in by themselves; never a URL from outside (T28)."""
 
 PROMPTS = frozenset({"none", "login", "consent", "select_account"})
 LONGEST_PARAMETER = 4096
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
-
-
-class AuthorizationRefused(Exception):
-    """The request is wrong in a way that the client may be told."""
-
-    def __init__(self, error: str, description: str) -> None:
-        super().__init__(description)
-        self.error = error
-        self.description = description
 
 
 class UnknownClient(Exception):
@@ -96,7 +82,7 @@ class AuthorizationView(OAuthLibMixin, View):
         try:
             asked = self._check_request(request, client, redirect_uri, state)
         except AuthorizationRefused as refused:
-            return _refuse_request(request, client, redirect_uri, state, refused)
+            return refuse_request(request, client, redirect_uri, state, refused)
         return self._begin(request, asked)
 
     def _go_on(self, request: HttpRequest) -> HttpResponse:
@@ -164,14 +150,14 @@ class AuthorizationView(OAuthLibMixin, View):
         if person and silent:
             return allow(request, transaction, person, transaction.scopes)
         if "none" in asked.prompt:
-            return refuse(request, transaction, "consent_required" if person else "login_required", "prompt=none")
+            return refuse_in_silence(request, transaction, "consent_required" if person else "login_required")
         return show(request, transaction)
 
     def _may_be_silent(self, transaction: LoginTransaction, person: User) -> bool:
         client = transaction.client
         trusted = client is not None and client.is_operator_made and client.skip_authorization
         exact = transaction.redirect_uri.startswith("https:")
-        covered = consents.covers(transaction, person) and not upstream_tokens.needs_sign_in(person)
+        covered = consents.covers(transaction, person) and not staged_tokens.needs_sign_in(person)
         return trusted and exact and covered
 
     def post(self, request: HttpRequest) -> HttpResponse:
@@ -197,7 +183,7 @@ def _act_on_answer(request: HttpRequest, transaction: LoginTransaction, person: 
         return show(request, transaction, notice="Please choose Allow or Deny.")
     ticked = set(request.POST.getlist("scope"))
     scopes = [scope for scope in transaction.scopes if scope in ticked or scope == settings.OFFLINE_ACCESS]
-    shown = {row["name"] for row in consents.scope_rows(transaction.scopes)}
+    shown = {row["name"] for row in scope_rows(transaction.scopes)}
     if shown and not ticked & shown:
         return show(request, transaction, notice="Tick at least one permission, or choose Deny.")
     return allow(request, transaction, person, scopes)
@@ -205,7 +191,7 @@ def _act_on_answer(request: HttpRequest, transaction: LoginTransaction, person: 
 
 def _switch_account(request: HttpRequest, transaction: LoginTransaction) -> HttpResponse:
     """ "Not you?": this browser's session ends, what the provider sent is erased, and the person chooses anew."""
-    upstream_tokens.erase_staged(transaction)
+    staged_tokens.erase_staged(transaction)
     auth.logout(request)
     transaction.user, transaction.signed_in_at, transaction.prompt = None, None, "select_account"
     transaction.save(update_fields=["user", "signed_in_at", "prompt"])
@@ -273,205 +259,6 @@ def _freeze(request: HttpRequest, asked: AuthorizationRequest, person: User | No
     )
 
 
-# -- the pages ---------------------------------------------------------------------------------------------------------
-
-
-def show(request: HttpRequest, transaction: LoginTransaction, notice: str = "") -> HttpResponse:
-    """The page that this transaction needs now: sign-in, or consent."""
-    person = signed_in_person(request)
-    wants_fresh = transaction.user is None and bool({"login", "select_account"} & set(transaction.prompt.split()))
-    if person is None or wants_fresh:
-        return sign_in_page(request, transaction, error=notice)
-    if upstream_tokens.needs_sign_in(person) and not transaction.staged_tokens:
-        return sign_in_page(request, transaction, error=notice)
-    if transaction.user != person:
-        if transaction.user is not None:
-            upstream_tokens.erase_staged(transaction)
-            notice = "The account in this browser has changed. Check that it is the one you want to connect."
-        transaction.user = person
-        transaction.save(update_fields=["user"])
-    return consent_page(request, transaction, person, notice)
-
-
-def begin_visit(request: HttpRequest, next_page: str) -> LoginTransaction:
-    """A transaction for a person who came by themselves, to one of our own pages."""
-    LoginTransaction.objects.erase_expired_secrets()
-    return LoginTransaction.objects.create(
-        expires_at=timezone.now() + timedelta(seconds=settings.TRANSACTION_LIFETIME),
-        browser_digest=mark_browser(request),
-        next_page=next_page if next_page in PAGES else "/",
-    )
-
-
-def sign_in_page(
-    request: HttpRequest, transaction: LoginTransaction, *, error: str = "", username: str = "", status: int = 200
-) -> HttpResponse:
-    """Names the client, where its answer goes and what it asks, and lets the person decide (T8)."""
-    context = {
-        **consents.request_context(transaction),
-        "page_title": "Sign in",
-        "form_token": form_token(transaction, "sign-in", None, transaction.scopes),
-        "providers": [{"name": name, "label": p["label"]} for name, p in settings.UPSTREAM_PROVIDERS.items()],
-        "own_accounts": settings.OWN_ACCOUNTS,
-        "demo_user": settings.DEMO_USER,
-        "error": error,
-        "username": username or transaction.login_hint,
-    }
-    return _page(request, transaction, "oauth_relay/sign_in.html", context, status)
-
-
-def consent_page(request: HttpRequest, transaction: LoginTransaction, person: User, notice: str) -> HttpResponse:
-    """Names client, account, destination and each permission with the tools it opens (DESIGN §4.5)."""
-    context = {
-        **consents.request_context(transaction),
-        "page_title": "Allow access?",
-        "form_token": form_token(transaction, "consent", person, transaction.scopes),
-        "scopes": consents.scope_rows(transaction.scopes, consents.granted_scopes(person, transaction.client)),
-        "account": person_context(person),
-        "person": person_context(person),
-        "lasts_until": consents.lasts_until(),
-        "notice": notice,
-    }
-    return _page(request, transaction, "oauth_relay/consent.html", context, 200)
-
-
-def _page(
-    request: HttpRequest, transaction: LoginTransaction, template: str, context: dict[str, object], status: int
-) -> HttpResponse:
-    response = render(request, template, context, status=status)
-    consents.allow_form_to_leave(response, transaction)
-    return remember_browser(request, response)
-
-
-# -- the ends ----------------------------------------------------------------------------------------------------------
-
-
-def resume(transaction: LoginTransaction) -> HttpResponse:
-    """After sign-in: on to the consent page, or to where the visit wanted to go."""
-    if transaction.client_id is None:
-        _close(transaction, LoginTransaction.Outcome.ALLOWED)
-        return pages.see_other(transaction.next_page)
-    return pages.see_other(f"/authorize?transaction={transaction.pk}")
-
-
-def allow(request: HttpRequest, transaction: LoginTransaction, person: User, scopes: list[str]) -> HttpResponse:
-    """Record the consent, keep what the provider sent, issue the code: all in one transaction, once."""
-    try:
-        with database.atomic():
-            if not _close(transaction, LoginTransaction.Outcome.ALLOWED):
-                return gone(request, transaction)
-            grant = consents.record(transaction, person, scopes)
-            _check_unchanged(transaction)
-            upstream_tokens.keep_staged(transaction)
-            location = _issue_code(request, transaction, scopes, grant)
-    except AuthorizationRefused as refused:
-        return refuse(request, transaction, refused.error, refused.description)
-    return pages.redirect(location)
-
-
-def _check_unchanged(transaction: LoginTransaction) -> None:
-    """The client must still be what the person was shown; read again under the grant's lock (T11, T31)."""
-    client = Client.objects.filter(pk=transaction.client_id).first()
-    if client is None or client.digest() != transaction.client_digest or not client.is_usable(None):
-        raise AuthorizationRefused("access_denied", "The client changed while the page was open.")
-
-
-def _issue_code(request: HttpRequest, transaction: LoginTransaction, scopes: list[str], grant: object) -> str:
-    """The redirect that carries the code. The library checks client, redirect URI and PKCE once more."""
-    assert transaction.client is not None
-    credentials = {
-        "client_id": transaction.client.client_id,
-        "redirect_uri": transaction.redirect_uri,
-        "response_type": "code",
-        "state": transaction.state or None,
-        "code_challenge": transaction.code_challenge,
-        "code_challenge_method": "S256",
-        "resource": transaction.resource,
-        "relay_grant": grant,
-    }
-    core = AuthorizationView.get_oauthlib_core()
-    try:
-        location, *_ = core.create_authorization_response(request, scopes, credentials, True)
-    except OAuthToolkitError as error:
-        raise AuthorizationRefused(error.oauthlib_error.error, error.oauthlib_error.description or "") from error
-    return str(location)
-
-
-def refuse(request: HttpRequest, transaction: LoginTransaction, error: str, description: str) -> HttpResponse:
-    """End a transaction with an error, at the client: the person came here by their own click.
-
-    A visit has no client: it ends on a page.
-    """
-    upstream_tokens.erase_staged(transaction)
-    denied = error == "access_denied"
-    if not _close(transaction, LoginTransaction.Outcome.DENIED if denied else LoginTransaction.Outcome.FAILED):
-        return gone(request, transaction)
-    client = transaction.client
-    audit.record_within(
-        audit.Event(
-            "authorization.refused",
-            error,
-            pseudonym=transaction.user.pseudonym if transaction.user else None,
-            client_id=client.client_id if client else "",
-            detail={"description": description},
-        )
-    )
-    if client is None:
-        what = "You cancelled." if denied else description
-        return pages.refusal(
-            request, 403 if denied else 503, "Not signed in", what, "You can try again from the start page."
-        )
-    return pages.redirect(_error_location(transaction.redirect_uri, error, description, transaction.state))
-
-
-def _close(transaction: LoginTransaction, outcome: str) -> bool:
-    """Answer the transaction once; False if another tab, or a second click, was first."""
-    now = timezone.now()
-    closed = LoginTransaction.objects.filter(pk=transaction.pk, answered_at__isnull=True).update(
-        answered_at=now, outcome=outcome
-    )
-    transaction.answered_at, transaction.outcome = now, outcome
-    return bool(closed)
-
-
-def _error_location(redirect_uri: str, error: str, description: str, state: str) -> str:
-    """RFC 6749 §4.1.2.1, with `iss` on errors too (RFC 9207 §2)."""
-    answer = {"error": error, "error_description": description, "iss": settings.PUBLIC_URL}
-    if state:
-        answer["state"] = state
-    parts = urlsplit(redirect_uri)
-    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in answer]
-    return urlunsplit(parts._replace(query=urlencode([*kept, *answer.items()])))
-
-
-def _refuse_request(
-    request: HttpRequest, client: Client, redirect_uri: str, state: str, refused: AuthorizationRefused
-) -> HttpResponse:
-    """A wrong request goes back by itself only to where that can hurt nobody (T28)."""
-    audit.record_within(
-        audit.Event(
-            "authorization.refused", refused.error, client_id=client.client_id, detail={"why": refused.description}
-        )
-    )
-    location = _error_location(redirect_uri, refused.error, refused.description, state)
-    person = signed_in_person(request)
-    if (
-        client.is_operator_made
-        or redirect_uris.is_loopback_redirect(redirect_uri)
-        or consents.has_consented_before(client, redirect_uri, person)
-    ):
-        return pages.redirect(location)
-    host = redirect_uris.host_of(redirect_uri)
-    return pages.refusal(
-        request,
-        400,
-        "The request was not right",
-        f"{client.display_name} asked for access in a way this server cannot accept: {refused.description}",
-        "Close this page, or go back to the application with the link below: it will be told what was wrong.",
-        pages.Link(location, f"Return to {client.display_name}", host),
-    )
-
-
 def _unknown_client(request: HttpRequest, refused: UnknownClient) -> HttpResponse:
     """The client's own memory is stale, most often: say how to reset it."""
     logger.info("authorization request refused: %s", refused)
@@ -485,15 +272,3 @@ def _unknown_client(request: HttpRequest, refused: UnknownClient) -> HttpRespons
         "/mcp, choose the server, “Clear authentication”. With mcp-remote: delete the folder ~/.mcp-auth."
     )
     return pages.refusal(request, 400, "This application must connect anew", what, repair)
-
-
-def gone(request: HttpRequest, transaction: LoginTransaction | None) -> HttpResponse:
-    """A form sent twice, too late, or from another browser: nothing is recorded."""
-    if transaction is not None and transaction.answered_at:
-        what = "You have already answered this request, so nothing was changed now."
-        repair = "Go back to the application. To see or end what is connected, open “Connections”."
-    else:
-        what = "This sign-in has expired, or was begun in another browser. Nothing was changed."
-        repair = "Go back to the application and connect again."
-    link = pages.Link("/connections", "See your connections", "")
-    return pages.refusal(request, 409, "Nothing was changed", what, repair, link)

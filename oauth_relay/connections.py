@@ -9,9 +9,10 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.cache import never_cache
 
-from oauth_relay import consents, pages, redirect_uris, withdrawals
+from oauth_relay import pages, redirect_uris, withdrawals
+from oauth_relay.browsers import person_context, signed_in_person
 from oauth_relay.models import Grant, User
-from oauth_relay.sign_in import person_context, signed_in_person
+from oauth_relay.transaction_pages import scope_rows
 
 
 def _row(grant: Grant) -> dict[str, object]:
@@ -21,7 +22,7 @@ def _row(grant: Grant) -> dict[str, object]:
         "id": str(grant.pk),
         "client_name": grant.client.display_name,
         "host": redirect_uris.host_of(records[0].redirect_uri) if records else "",
-        "scopes": consents.scope_rows(scopes),
+        "scopes": scope_rows(scopes),
         "connected": grant.created,
         "last_used": grant.last_used_at,
     }

@@ -1,79 +1,14 @@
-"""What a person is shown before they consent, and the record of what they said (DESIGN §4.5)."""
+"""The record of what a person said yes to, and what follows from it later (DESIGN §4.5, T9)."""
 
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.http import HttpResponse
 from django.utils import timezone
-from oauth2_provider.scopes import get_scopes_backend
 
 from oauth_relay import audit, redirect_uris
 from oauth_relay.models import Client, Consent, Grant, LoginTransaction, User
-
-
-def request_context(transaction: LoginTransaction) -> dict[str, Any]:
-    """What both pages say of a request: who asks, where the answer goes, for what."""
-    client = transaction.client
-    return {
-        "transaction_id": str(transaction.pk),
-        "client": client_context(client) if client else None,
-        "redirect": redirect_context(transaction.redirect_uri) if client else None,
-        "api_name": settings.API_LABEL,
-        "scopes": scope_rows(transaction.scopes),
-    }
-
-
-def client_context(client: Client) -> dict[str, Any]:
-    """A client as far as its word can be taken: a name it chose, and who registered it."""
-    return {"name": client.display_name, "verified_host": None, "is_operator_made": client.is_operator_made}
-
-
-def redirect_context(uri: str) -> dict[str, Any]:
-    return {
-        "uri": uri,
-        "host": redirect_uris.host_of(uri),
-        "is_loopback": redirect_uris.is_loopback_redirect(uri),
-        "is_custom_scheme": redirect_uris.is_custom_scheme(uri),
-    }
-
-
-def scope_rows(scopes: Iterable[str], granted: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Each scope in plain words, with the tools it opens. `offline_access` opens none and is not shown."""
-    catalogue = get_scopes_backend()
-    words = catalogue.get_all_scopes()
-    return [
-        {
-            "name": scope,
-            "words": words[scope],
-            "tools": catalogue.tools_opened_by(scope),
-            "granted": scope in granted,
-            "new": bool(granted) and scope not in granted,
-        }
-        for scope in scopes
-        if scope in words and scope != settings.OFFLINE_ACCESS
-    ]
-
-
-def allow_form_to_leave(response: HttpResponse, transaction: LoginTransaction) -> None:
-    """Let the answer to this page's form go on to the client, or through the identity provider.
-
-    Browsers hold a form's redirects to `form-action` too, each hop of them: providers pass people on to other hosts of
-    theirs, hence https as a whole. An http or custom-scheme target is named exactly.
-    """
-    targets = ["'self'"]
-    if transaction.client or settings.UPSTREAM_PROVIDERS:
-        targets.append("https:")
-    if transaction.client and not transaction.redirect_uri.startswith("https:"):
-        targets.append(redirect_uris.origin_of(transaction.redirect_uri))
-    for provider in settings.UPSTREAM_PROVIDERS.values():
-        if provider["discovery"].startswith("http://"):
-            targets.append(redirect_uris.origin_of(provider["discovery"]))
-    response._csp_update = {"form-action": targets}  # type: ignore[attr-defined]
-
-
-# -- the record --------------------------------------------------------------------------------------------------------
 
 
 def covers(transaction: LoginTransaction, user: User) -> bool:
@@ -84,8 +19,17 @@ def covers(transaction: LoginTransaction, user: User) -> bool:
         client_digest=transaction.client_digest,
         redirect_uri=transaction.redirect_uri,
     )
-    asked, resource = set(transaction.scopes), set(transaction.resource)
-    return any(asked <= set(r.scope.split()) and resource <= set(r.resource) for r in records)
+    return _one_holds(records, transaction.scopes, transaction.resource)
+
+
+def still_covers(grant: Grant, scopes: list[str], resource: list[str]) -> bool:
+    """Whether what was issued under this grant still rests on a consent that is alive."""
+    return _one_holds(Consent.objects.alive().filter(grant=grant), scopes, resource)
+
+
+def _one_holds(records: Iterable[Consent], scopes: Iterable[str], resource: Iterable[str]) -> bool:
+    asked, places = set(scopes), set(resource)
+    return any(asked <= set(record.scope.split()) and places <= set(record.resource) for record in records)
 
 
 def granted_scopes(user: User, client: Client | None) -> set[str]:

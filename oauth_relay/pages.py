@@ -14,9 +14,9 @@ from django.shortcuts import render
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
-from oauth_relay.audit import trace_id
+from oauth_relay.browsers import person_context, signed_in_person
 from oauth_relay.database import DATABASE_AWAY
-from oauth_relay.sign_in import person_context, signed_in_person
+from oauth_relay.traces import trace_id
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def allowed_schemes() -> list[str]:
 def is_loopback_redirect(uri: str) -> bool:
     """Whether the answer goes to a listener on the person's own machine."""
     parts = _split(uri)
-    return parts is not None and parts.scheme == "http" and is_loopback(parts.hostname)
+    return parts is not None and parts.scheme in ("http", "https") and is_loopback(parts.hostname)
 
 
 def is_custom_scheme(uri: str) -> bool:

@@ -4,7 +4,6 @@ Deprecated by MCP 2026-07-28 in favour of client id metadata documents, and what
 they have moved on: nothing else imports this file but the URL table.
 """
 
-import hashlib
 import json
 import secrets
 from typing import Any
@@ -21,6 +20,7 @@ from django.views.decorators.csrf import csrf_exempt
 from oauth2_provider.generators import generate_client_secret
 
 from oauth_relay import audit, redirect_uris, withdrawals
+from oauth_relay.digests import digest_of
 from oauth_relay.models import Client
 from oauth_relay.pages import oauth_error
 
@@ -73,7 +73,7 @@ def checked_metadata(unverified: dict[str, Any]) -> dict[str, Any]:
     }
     if unverified.get("application_type") in ("web", "native"):
         kept["application_type"] = unverified["application_type"]
-    if contacts := [c for c in _strings(unverified, "contacts") if len(c) <= LONGEST_NAME][:5]:
+    if contacts := [c for c in _strings(unverified, "contacts") if len(c) <= LONGEST_NAME and c.isprintable()][:5]:
         kept["contacts"] = contacts
     return kept
 
@@ -138,7 +138,7 @@ def register(metadata: dict[str, Any], network: str) -> tuple[Client, str, str]:
             client_secret=raw_secret,
             hash_client_secret=not is_public,
             registration_source=Client.RegistrationSource.DCR,
-            registration_token_digest=hashlib.sha256(raw_token.encode()).hexdigest(),
+            registration_token_digest=digest_of(raw_token),
             registered_from=network,
             **_fields(metadata),
         )
@@ -160,7 +160,7 @@ def find_registered_client(client_id: str, raw_token: str) -> Client | None:
     if not client_id.isprintable():
         return None
     client = Client.objects.filter(client_id=client_id, registration_source=Client.RegistrationSource.DCR).first()
-    digest = hashlib.sha256(raw_token.encode()).hexdigest()
+    digest = digest_of(raw_token)
     return client if client and constant_time_compare(client.registration_token_digest, digest) else None
 
 
@@ -246,7 +246,8 @@ class RegisteredClientView(_JsonView):
         """> … the authorization server … SHOULD immediately invalidate all existing authorization grants and currently
         > active access tokens, all refresh tokens, and other tokens associated with this client. (RFC 7592 §2.3)"""
         with database.atomic():
-            withdrawals.block_client(self.client)
+            for grant in self.client.grants.open():
+                withdrawals.withdraw_grant(grant.pk, by="client")
             audit.record_within(audit.Event("client.deleted_itself", client_id=client_id))
             self.client.delete()
         return HttpResponse(status=204, headers={"Cache-Control": "no-store"})

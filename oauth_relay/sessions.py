@@ -1,13 +1,10 @@
 """Browser sessions whose stored key opens nothing: the row holds the SHA-256 of what the cookie holds (T18)."""
 
-import hashlib
 from typing import Any
 
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSessionStore
 
-
-def digest_of(session_key: str) -> str:
-    return hashlib.sha256(session_key.encode()).hexdigest()
+from oauth_relay.digests import digest_of
 
 
 class SessionStore(DatabaseSessionStore):

@@ -1,120 +1,97 @@
-"""Who is in front of the page: the browser, the session, and the token of a form (DESIGN §4.3).
-
-A session remembers how it was opened, and only ways that are enabled for users now count (T5). /admin/ signs in staff
-for /admin/ alone: its sessions carry no way at all.
-"""
-
-import hashlib
-import secrets
-import uuid
-from typing import Any
+"""/login and /logout: the decision on the sign-in page, and the passwords of own accounts (DESIGN §4.3)."""
 
 from django.conf import settings
 from django.contrib import auth
+from django.db import transaction as database
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
-from django.utils.crypto import constant_time_compare, salted_hmac
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_POST
 
-from oauth_relay import audit
+from oauth_relay import audit, authorization_response, transaction_pages, upstream_login
+from oauth_relay.browsers import OWN, find_transaction, is_form_token, open_session, settle, signed_in_person
 from oauth_relay.models import LoginTransaction, User
+from oauth_relay.pages import see_other
+from oauth_relay.sign_in_failures import forget_failures, note_failure, seconds_to_wait
 
-OWN = "own"
-OWN_BACKEND = "django.contrib.auth.backends.ModelBackend"
-PROVIDER_BACKEND = "oauth_relay.upstream_login.UpstreamLoginBackend"
-
-# -- the browser -------------------------------------------------------------------------------------------------------
+LONGEST_NAME, LONGEST_PASSWORD = 150, 4096
 
 
-def browser_digest(request: HttpRequest) -> str:
-    """SHA-256 (hex) of the cookie that only this browser holds; empty if it has none."""
-    value = request.COOKIES.get(settings.BROWSER_COOKIE_NAME, "")
-    return hashlib.sha256(value.encode()).hexdigest() if value else ""
+@method_decorator([csrf_exempt, never_cache, sensitive_post_parameters("password")], name="dispatch")
+class SignInView(View):
+    """GET /login: a person comes by themselves. POST /login: their decision on the sign-in page.
+
+    The form token stands in for Django's: it survives a sign-in in another tab, and it says more.
+    """
+
+    http_method_names = ["get", "post"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        next_page = request.GET.get("next", "/connections")
+        if signed_in_person(request) and next_page in transaction_pages.PAGES:
+            return see_other(next_page)
+        return transaction_pages.sign_in_page(request, transaction_pages.begin_visit(request, next_page))
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        transaction = find_transaction(request, request.POST.get("transaction"))
+        if transaction is None or not transaction.is_open:
+            return authorization_response.gone(request, transaction)
+        if not is_form_token(request.POST.get("form_token", ""), transaction, "sign-in", None, transaction.scopes):
+            said = "This page was out of date. Please try once more."
+            return transaction_pages.sign_in_page(request, transaction, error=said, status=409)
+        if request.POST.get("action") == "cancel":
+            return authorization_response.refuse(request, transaction, "access_denied", "The person cancelled.")
+        if provider := request.POST.get("provider"):
+            return self._forward(request, transaction, provider)
+        return self._sign_in(request, transaction)
+
+    def _forward(self, request: HttpRequest, transaction: LoginTransaction, provider: str) -> HttpResponse:
+        if provider not in settings.UPSTREAM_PROVIDERS:
+            said = "That way to sign in is not offered here."
+            return transaction_pages.sign_in_page(request, transaction, error=said, status=400)
+        return upstream_login.forward(request, transaction, provider)
+
+    def _sign_in(self, request: HttpRequest, transaction: LoginTransaction) -> HttpResponse:
+        username = request.POST.get("username", "")
+        if not settings.OWN_ACCOUNTS:
+            said = "Own accounts are not offered here."
+            return transaction_pages.sign_in_page(request, transaction, error=said, status=400)
+        if wait := seconds_to_wait(username):
+            said = f"Too many failed attempts for this account. Try again in {wait} seconds."
+            return transaction_pages.sign_in_page(request, transaction, error=said, username=username, status=429)
+        user = _verify_password(request, username)
+        if user is None:
+            note_failure(username)
+            audit.record_within(audit.Event("user.sign_in_failed", "wrong_password", detail={"way": OWN}))
+            said = "That user name and password do not match."
+            return transaction_pages.sign_in_page(request, transaction, error=said, username=username, status=403)
+        forget_failures(username)
+        with database.atomic():
+            open_session(request, user, OWN)
+            settle(transaction, user)
+        return authorization_response.resume(transaction)
 
 
-def mark_browser(request: HttpRequest) -> str:
-    """The digest of this browser's cookie, making the cookie if there is none; `remember_browser` then sends it."""
-    if not request.COOKIES.get(settings.BROWSER_COOKIE_NAME):
-        request.COOKIES[settings.BROWSER_COOKIE_NAME] = secrets.token_urlsafe(32)
-    return browser_digest(request)
-
-
-def remember_browser(request: HttpRequest, response: HttpResponse) -> HttpResponse:
-    response.set_cookie(
-        settings.BROWSER_COOKIE_NAME,
-        request.COOKIES[settings.BROWSER_COOKIE_NAME],
-        max_age=30 * 24 * 3600,
-        secure=settings.SESSION_COOKIE_SECURE,
-        httponly=True,
-        samesite="Lax",
-    )
-    return response
-
-
-def is_this_browsers(request: HttpRequest, transaction: LoginTransaction) -> bool:
-    return constant_time_compare(browser_digest(request), transaction.browser_digest)
-
-
-def find_transaction(request: HttpRequest, raw_id: str | None) -> LoginTransaction | None:
-    """The transaction named, if it is this browser's; open or not."""
-    try:
-        key = uuid.UUID(raw_id or "")
-    except ValueError:
+def _verify_password(request: HttpRequest, username: str) -> User | None:
+    if "\0" in username or len(username) > LONGEST_NAME:  # PostgreSQL knows no NUL; no account has such a name
         return None
-    transaction = LoginTransaction.objects.select_related("client", "user").filter(pk=key).first()
-    return transaction if transaction and is_this_browsers(request, transaction) else None
-
-
-# -- the session -------------------------------------------------------------------------------------------------------
-
-
-def open_session(request: HttpRequest, user: User, way: str) -> None:
-    """Sign `user` in, in this browser, and remember how: `own`, or the provider's name."""
-    auth.login(request, user, backend=OWN_BACKEND if way == OWN else PROVIDER_BACKEND)
-    request.session["way"] = way
-    audit.record_within(audit.Event("user.signed_in", pseudonym=user.pseudonym, detail={"way": way}))
-
-
-def signed_in_person(request: HttpRequest) -> User | None:
-    """The person of this session, if the way it was opened is enabled for users now (T5)."""
-    user = request.user
-    if not isinstance(user, User) or not user.is_active:
+    password = request.POST.get("password", "")
+    if len(password) > LONGEST_PASSWORD:
         return None
-    way = request.session.get("way")
-    if way == OWN:
-        return user if settings.OWN_ACCOUNTS and (not user.is_demo or settings.DEMO_USER) else None
-    return user if way in settings.UPSTREAM_PROVIDERS else None
-
-
-def person_context(user: User | None) -> dict[str, Any] | None:
-    """What a page says of a person: name, e-mail, and where they are known from."""
-    if user is None:
+    user = auth.authenticate(request, username=username, password=password)
+    if not isinstance(user, User) or (user.is_demo and not settings.DEMO_USER):
         return None
-    identity = user.identities.order_by("-last_login").first()
-    claims = identity.claims if identity else {}
-    provider = settings.UPSTREAM_PROVIDERS.get(identity.provider, {}).get("label") if identity else "CAIR"
-    return {
-        "name": user.get_full_name() or claims.get("name") or user.get_username(),
-        "email": user.email or claims.get("email"),
-        "provider": provider or identity.provider if identity else "CAIR",
-    }
+    return user
 
 
-# -- the form ----------------------------------------------------------------------------------------------------------
-
-
-def form_token(transaction: LoginTransaction, stage: str, user: User | None, scopes: list[str]) -> str:
-    """A token bound to the transaction, the browser, the account and the scopes shown (T27)."""
-    shown = "\0".join([str(transaction.pk), transaction.browser_digest, stage, str(user.pk if user else ""), *scopes])
-    return salted_hmac("oauth_relay.form", shown, algorithm="sha256").hexdigest()
-
-
-def is_form_token(
-    raw_token: str, transaction: LoginTransaction, stage: str, user: User | None, scopes: list[str]
-) -> bool:
-    return constant_time_compare(raw_token, form_token(transaction, stage, user, scopes))
-
-
-def settle(transaction: LoginTransaction, user: User) -> None:
-    """The transaction is about this person from now on."""
-    transaction.user, transaction.signed_in_at = user, timezone.now()
-    transaction.save(update_fields=["user", "signed_in_at"])
+@require_POST
+def sign_out(request: HttpRequest) -> HttpResponse:
+    """POST /logout: this browser's session ends. Connected clients stay connected: /connections ends those."""
+    user = signed_in_person(request)
+    if user is not None:
+        audit.record_within(audit.Event("user.signed_out", pseudonym=user.pseudonym))
+    auth.logout(request)
+    return see_other("/")

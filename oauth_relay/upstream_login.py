@@ -1,8 +1,7 @@
-"""Signing in at the identity provider: the way there, the way back, and what is believed of the answer.
+"""Signing in at the identity provider: the way there and the way back. Whom the answer proves, `upstream_identities` says.
 
-OpenID Connect Core 1.0 §3.1 over mozilla-django-oidc, with its holes closed (T3, T4, T8): the journey is one row in the
-database, bound to one browser; the ID token is checked whole; a person is found by issuer and subject alone; the
-provider's tokens wait on the transaction until the person has consented.
+OpenID Connect Core 1.0 §3.1.2 (T3, T4, T8): the journey is one row in the database, bound to one browser; the provider's
+tokens wait on the transaction until the person has consented.
 """
 
 import base64
@@ -15,12 +14,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import jwt
 from django.conf import settings
-from django.contrib.auth import get_user_model
-from django.contrib.auth.backends import ModelBackend
-from django.db import IntegrityError
-from django.db.models import QuerySet
 from django.db.transaction import atomic
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -28,31 +22,22 @@ from django.utils.crypto import constant_time_compare
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
-from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from oauth_relay import audit, authorization, pages, sign_in, upstream_tokens, vault
+from oauth_relay import audit, authorization_response, browsers, pages, staged_tokens, vault
+from oauth_relay.digests import digest_of
 from oauth_relay.identity_providers import (
-    SIGNING_ALGORITHMS,
     Provider,
     ProviderRefused,
     ProviderUnavailable,
-    TokenAnswer,
-    UnknownKey,
     provider,
 )
-from oauth_relay.models import Identity, LoginTransaction, User
+from oauth_relay.models import LoginTransaction, User
+from oauth_relay.upstream_identities import CLOCK_LEEWAY, LoginFailed, ProvedPerson, UpstreamLoginBackend
 
 logger = logging.getLogger(__name__)
 
-CLOCK_LEEWAY = 30
 _LONGEST_PARAMETER = 4096
-_LONGEST_ID = 255
-_KEPT_CLAIMS = ("name", "nickname", "preferred_username", "email", "email_verified")
 _PROMPTS = ("login", "select_account", "consent")
-
-
-class LoginFailed(Exception):
-    """The provider's answer proves nobody. The message is for the operator; the client hears a general sentence."""
 
 
 # -- the way there -----------------------------------------------------------------------------------------------------
@@ -86,18 +71,13 @@ def forward(request: HttpRequest, transaction: LoginTransaction, provider_name: 
     if not _begin(transaction, upstream, journey):
         return _nothing_changed(request)
     separator = "&" if urlsplit(endpoint).query else "?"
-    return _redirect(f"{endpoint}{separator}{urlencode(_authentication_request(transaction, upstream, journey))}")
+    return pages.see_other(f"{endpoint}{separator}{urlencode(_authentication_request(transaction, upstream, journey))}")
 
 
 def redirect_uri(provider_name: str) -> str:
     """Our own address for a provider's answer. The first provider keeps /callback, each other has its own (T29)."""
     first = next(iter(settings.UPSTREAM_PROVIDERS))
     return f"{settings.PUBLIC_URL}/callback" + ("" if provider_name == first else f"/{provider_name}")
-
-
-def _redirect(location: str) -> HttpResponse:
-    """> 303 … redirecting the user agent to a different resource (RFC 9110 §15.4.4): the form's fields stay here."""
-    return HttpResponse(status=303, headers={"Location": location, "Cache-Control": "no-store"})
 
 
 def _begin(transaction: LoginTransaction, upstream: Provider, journey: _Journey) -> bool:
@@ -108,7 +88,7 @@ def _begin(transaction: LoginTransaction, upstream: Provider, journey: _Journey)
         begun = LoginTransaction.objects.filter(pk=transaction.pk, answered_at=None, expires_at__gt=now).update(
             provider=upstream.name,
             forward_decided_at=now,
-            upstream_state_digest=_digest(journey.state),
+            upstream_state_digest=digest_of(journey.state),
             upstream_state_expires_at=min(now + lifetime, transaction.expires_at),
             upstream_state_spent_at=None,
             upstream_secrets=_seal_journey(transaction, upstream, journey),
@@ -116,10 +96,6 @@ def _begin(transaction: LoginTransaction, upstream: Provider, journey: _Journey)
         if begun:
             audit.record_within(_event("upstream_login.forwarded", transaction, upstream))
     return bool(begun)
-
-
-def _digest(state: str) -> str:
-    return hashlib.sha256(state.encode()).hexdigest()
 
 
 def _seal_journey(transaction: LoginTransaction, upstream: Provider, journey: _Journey) -> bytes:
@@ -195,11 +171,11 @@ def _find_journey(request: HttpRequest, provider_name: str) -> LoginTransaction 
     if not state:
         return None
     found = (
-        LoginTransaction.objects.select_related("client", "user").filter(upstream_state_digest=_digest(state)).first()
+        LoginTransaction.objects.select_related("client", "user").filter(upstream_state_digest=digest_of(state)).first()
     )
     if found is None or found.provider != provider_name or provider_name not in settings.UPSTREAM_PROVIDERS:
         return None
-    presented = sign_in.browser_digest(request)
+    presented = browsers.browser_digest(request)
     # An absent cookie has an empty digest, and must not fit a row that has lost its own.
     if not presented or not constant_time_compare(presented, found.browser_digest):
         return None
@@ -237,13 +213,16 @@ def _arrive(request: HttpRequest, transaction: LoginTransaction, upstream: Provi
     nonce, code_verifier = json.loads(
         vault.open_sealed(transaction.upstream_secrets or b"", **_journey_binding(transaction, upstream))
     )
-    backend = UpstreamLoginBackend(upstream)
-    user = backend.authenticate(
-        request, code=code, nonce=nonce, code_verifier=code_verifier, fresh_since=_fresh_since(transaction)
+    proved = UpstreamLoginBackend(upstream).verify_code(
+        code,
+        redirect_uri=redirect_uri(upstream.name),
+        nonce=nonce,
+        code_verifier=code_verifier,
+        fresh_since=_fresh_since(transaction),
     )
-    if not user.is_active:
+    if not proved.user.is_active:
         return _end(request, transaction, upstream, "access_denied", "the person's account here is switched off")
-    return _sign_in(request, transaction, backend, user)
+    return _sign_in(request, transaction, upstream, proved)
 
 
 def _check_issuer(request: HttpRequest, upstream: Provider) -> None:
@@ -271,23 +250,22 @@ def _fresh_since(transaction: LoginTransaction) -> float | None:
 
 
 def _sign_in(
-    request: HttpRequest, transaction: LoginTransaction, backend: "UpstreamLoginBackend", user: User
+    request: HttpRequest, transaction: LoginTransaction, upstream: Provider, proved: ProvedPerson
 ) -> HttpResponse:
     """Everything the answer proved, written at once: who it is, what the provider gave, and this browser's session."""
-    assert backend.answer is not None and backend.claims is not None
     with atomic():
         settled = LoginTransaction.objects.filter(pk=transaction.pk, answered_at=None).update(
-            user=user, signed_in_at=timezone.now(), upstream_secrets=None
+            user=proved.user, signed_in_at=timezone.now(), upstream_secrets=None
         )
         if not settled:
             return _nothing_changed(request)
         transaction.refresh_from_db(fields=["user", "signed_in_at", "upstream_secrets"])
-        upstream_tokens.stage(transaction, backend.answer, issuer=backend.claims["iss"], subject=backend.claims["sub"])
+        staged_tokens.stage(transaction, proved.answer, issuer=proved.claims["iss"], subject=proved.claims["sub"])
         if transaction.client_id is None:
-            upstream_tokens.keep_after_visit(transaction)
-        audit.record_within(_event("upstream_login.completed", transaction, backend.upstream, user))
-        sign_in.open_session(request, user, backend.upstream.name)
-    return authorization.resume(transaction)
+            staged_tokens.keep_after_visit(transaction)
+        audit.record_within(_event("upstream_login.completed", transaction, upstream, proved.user))
+        browsers.open_session(request, proved.user, upstream.name)
+    return authorization_response.resume(transaction)
 
 
 def _nothing_changed(request: HttpRequest) -> HttpResponse:
@@ -310,7 +288,7 @@ def _end(
 ) -> HttpResponse:
     """End at the client: one sentence for it, the reason for the operator."""
     logger.warning("sign-in at %s: %s (%s)", upstream.name if upstream else "-", error, why)
-    return authorization.refuse(request, transaction, error, _SENTENCES[error])
+    return authorization_response.refuse(request, transaction, error, _SENTENCES[error])
 
 
 def _event(name: str, transaction: LoginTransaction, upstream: Provider, user: User | None = None) -> audit.Event:
@@ -320,170 +298,3 @@ def _event(name: str, transaction: LoginTransaction, upstream: Provider, user: U
         client_id=transaction.client.client_id if transaction.client else "",
         detail={"provider": upstream.name, "transaction": str(transaction.pk)},
     )
-
-
-# -- what is believed of the answer ------------------------------------------------------------------------------------
-
-
-class UpstreamLoginBackend(OIDCAuthenticationBackend):
-    """Bends mozilla-django-oidc's backend: endpoints by discovery, a whole check of the ID token, people by (iss, sub).
-
-    Django makes one without a provider for each request of a signed-in person: that one only loads people.
-    """
-
-    def __init__(self, upstream: Provider | None = None) -> None:
-        """Not the library's: it would read one provider's endpoints from flat settings."""
-        self.UserModel = get_user_model()
-        self._upstream = upstream
-        self.answer: TokenAnswer | None = None
-        self.claims: dict[str, Any] | None = None
-
-    @property
-    def upstream(self) -> Provider:
-        if self._upstream is None:
-            raise TypeError("This backend was made without a provider: it signs nobody in.")
-        return self._upstream
-
-    def authenticate(
-        self,
-        request: HttpRequest | None,
-        *,
-        code: str,
-        nonce: str,
-        code_verifier: str,
-        fresh_since: float | None = None,
-    ) -> User:
-        """The person whom `code` proves. Raises LoginFailed, ProviderRefused, ProviderUnavailable.
-
-        The library's own takes `redirect_uri` from the Host header and answers every failure with None. Its arguments
-        are ours alone, so a password at /login or /admin/ never reaches it.
-        """
-        self.answer = self.get_token({"code": code, "code_verifier": code_verifier})
-        self.claims = self.verify_token(self.answer.id_token, nonce=nonce)
-        _check_freshness(self.claims, fresh_since)
-        with atomic():
-            user = self.get_or_create_user(None, None, self.claims)
-        if not isinstance(user, User):
-            raise LoginFailed("no person could be made of the ID token's claims")
-        return user
-
-    def get_token(self, payload: dict[str, str]) -> TokenAnswer:
-        """Keeps the refresh token, which the library drops, and has a deadline, which it has not."""
-        answer = self.upstream.exchange_code(
-            payload["code"], redirect_uri=redirect_uri(self.upstream.name), code_verifier=payload["code_verifier"]
-        )
-        if answer.id_token is None:
-            raise LoginFailed("the token endpoint sent no ID token")
-        return answer
-
-    def verify_token(self, token: str | None, **kwargs: Any) -> dict[str, Any]:
-        """The claims of an ID token that holds in every point of OpenID Connect Core 1.0 §3.1.3.7. Raises LoginFailed.
-
-        The library's checks the signature and the nonce, and neither issuer, audience nor expiry.
-        """
-        try:
-            claims = self._verify_signature_and_claims(token or "")
-        except (jwt.PyJWTError, UnknownKey, TypeError, OverflowError) as error:  # the last two: `exp` that is no time
-            raise LoginFailed(f"ID token: {error}") from error
-        _check_parties(claims, self.upstream.client_id)
-        nonce = claims.get("nonce")
-        if not isinstance(nonce, str) or not constant_time_compare(nonce, kwargs["nonce"]):
-            raise LoginFailed("ID token: the nonce is not the one sent")
-        return claims
-
-    def _verify_signature_and_claims(self, id_token: str) -> dict[str, Any]:
-        unverified_header = jwt.get_unverified_header(id_token)
-        key = self.upstream.key_for(unverified_header)
-        return jwt.decode(
-            id_token,
-            key,
-            algorithms=list(SIGNING_ALGORITHMS),
-            audience=self.upstream.client_id,
-            issuer=self.upstream.issuer,
-            leeway=CLOCK_LEEWAY,
-            options={"require": ["iss", "sub", "aud", "exp", "iat"]},
-        )
-
-    def get_userinfo(self, access_token: str | None, id_token: str | None, payload: dict[str, Any]) -> dict[str, Any]:
-        """The ID token's claims: real providers refuse a token for an API's audience at their userinfo endpoint."""
-        return payload
-
-    def verify_claims(self, claims: dict[str, Any]) -> bool:
-        """Proved above; the library's asks for an e-mail address, which decides nothing here."""
-        return True
-
-    def filter_users_by_claims(self, claims: dict[str, Any]) -> QuerySet[User]:
-        """By issuer and subject, never by e-mail: an address is whatever somebody typed at some provider."""
-        return User.objects.filter(identities__issuer=claims["iss"], identities__subject=claims["sub"])
-
-    def create_user(self, claims: dict[str, Any]) -> User:
-        """A person not seen before. Two tabs may bring them at once: the pair (issuer, subject) lets one in."""
-        try:
-            with atomic():
-                return self._create_person(claims)
-        except IntegrityError:
-            identity = Identity.objects.select_related("user").get(issuer=claims["iss"], subject=claims["sub"])
-            return identity.user
-
-    def _create_person(self, claims: dict[str, Any]) -> User:
-        # The name is random: one made of claims could be, or look like, somebody's own account.
-        user = User.objects.create_user(f"{self.upstream.name}-{secrets.token_hex(12)}", password=None)
-        Identity.objects.create(
-            user=user,
-            provider=self.upstream.name,
-            issuer=claims["iss"],
-            subject=claims["sub"],
-            claims=_kept(claims),
-            last_login=timezone.now(),
-        )
-        return user
-
-    def update_user(self, user: User, claims: dict[str, Any]) -> User:
-        """What the issuer says now. It is shown to people and decides nothing."""
-        Identity.objects.filter(issuer=claims["iss"], subject=claims["sub"]).update(
-            claims=_kept(claims), last_login=timezone.now()
-        )
-        return user
-
-    def get_settings(self, attr: str, *default: Any) -> Any:
-        """The library's switches stay at their defaults, whatever a settings file may hold."""
-        return default[0] if default else None
-
-    def get_user(self, user_id: int) -> User | None:
-        """Django's, which leaves inactive people out; the library's lets them in."""
-        return ModelBackend.get_user(self, user_id)
-
-
-def _check_parties(claims: dict[str, Any], client_id: str) -> None:
-    """Whom the token is about, and for whom, beyond what the library compares."""
-    audience = claims["aud"]
-    # > If the ID Token contains multiple audiences, the Client SHOULD verify that an azp Claim is present.
-    # > If an azp Claim is present, the Client SHOULD verify that its client_id is the Claim Value. (§3.1.3.7)
-    if claims.get("azp", None if isinstance(audience, list) and len(audience) > 1 else client_id) != client_id:
-        raise LoginFailed("ID token: it was made for another client")
-    subject = claims["sub"]
-    if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_ID or "\0" in subject:
-        raise LoginFailed("ID token: its subject is no subject")
-    if len(claims["iss"]) > _LONGEST_ID:
-        raise LoginFailed("ID token: its issuer is too long")
-
-
-def _check_freshness(claims: dict[str, Any], fresh_since: float | None) -> None:
-    """OpenID Connect Core 1.0 §3.1.3.7 (13): where `max_age` was sent, `auth_time` is looked at."""
-    if fresh_since is None:
-        return
-    asked_at = claims.get("auth_time")
-    if isinstance(asked_at, bool) or not isinstance(asked_at, int | float) or asked_at < fresh_since:
-        raise LoginFailed("the provider did not ask the person anew")
-
-
-def _kept(claims: dict[str, Any]) -> dict[str, Any]:
-    """The few claims we keep: short, plain, and without NUL, which PostgreSQL would refuse."""
-    kept: dict[str, Any] = {}
-    for name in _KEPT_CLAIMS:
-        value = claims.get(name)
-        if isinstance(value, bool):
-            kept[name] = value
-        elif isinstance(value, str):
-            kept[name] = "".join(character for character in value[:_LONGEST_ID] if character.isprintable())
-    return kept

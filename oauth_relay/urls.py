@@ -6,10 +6,10 @@ from oauth_relay import (
     authorization,
     connections,
     keys,
-    login,
     metadata,
     pages,
     registration,
+    sign_in,
     token_grants,
     upstream_login,
 )
@@ -35,7 +35,7 @@ protocol = [
     path("authorize", authorization.AuthorizationView.as_view(), name="authorize"),
     path("auth", authorization.AuthorizationView.as_view()),
     # 4  the person signs in, here or at the provider; 5 comes back: OpenID Connect Core §3.1
-    path("login", login.SignInView.as_view(), name="login"),
+    path("login", sign_in.SignInView.as_view(), name="login"),
     path("callback", upstream_login.CallbackView.as_view(), name="callback"),
     # 7  code → tokens, refresh: RFC 6749 §4.1.3, §6
     path("token", token_grants.RelayTokenView.as_view(), name="token"),
@@ -49,6 +49,6 @@ urlpatterns = [
     path("", pages.home, name="home"),
     path("", include((protocol, "oauth2_provider"))),
     path("connections", connections.ConnectionsView.as_view(), name="connections"),
-    path("logout", login.sign_out, name="logout"),
+    path("logout", sign_in.sign_out, name="logout"),
     path("health", pages.health, name="health"),
 ]

@@ -10,13 +10,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 
 from django.db import transaction
 from django.utils import timezone
 
 from oauth_relay import audit
 from oauth_relay.database import DATABASE_AWAY, in_database
-from oauth_relay.models import Client, Consent, Grant, UpstreamCredential, Withdrawal
+from oauth_relay.models import AccessToken, Client, Consent, Grant, RefreshToken, UpstreamCredential, Withdrawal
 from oauth_relay.per_loop import PerLoop
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,24 @@ def withdraw_grant(grant_id: uuid.UUID, by: str) -> bool:
     return True
 
 
-def withdraw_family(family: uuid.UUID) -> None:
-    """Log the end of one token family; its rows are the caller's business, in the caller's transaction."""
-    Withdrawal.objects.create(kind=Withdrawal.Kind.FAMILY, reference=str(family))
+def withdraw_family(family: uuid.UUID, grant: Grant, why: str) -> None:
+    """End one family of tokens: every token of it is over, and every process is told."""
+    now = timezone.now()
+    with transaction.atomic():
+        Grant.objects.select_for_update().filter(pk=grant.pk).first()
+        RefreshToken.objects.filter(token_family=family, revoked__isnull=True).update(revoked=now, updated=now)
+        RefreshToken.objects.filter(token_family=family).update(replay_answer=None, access_token=None)
+        AccessToken.objects.filter(family=family).delete()
+        Withdrawal.objects.create(kind=Withdrawal.Kind.FAMILY, reference=str(family))
+        audit.record_within(
+            audit.Event(
+                "token_family.ended",
+                why,
+                pseudonym=grant.user.pseudonym if grant.user else None,
+                client_id=grant.client.client_id,
+                grant_id=grant.pk,
+            )
+        )
 
 
 def block_client(client: Client) -> None:
@@ -105,12 +121,12 @@ class WithdrawalReader:
     async def read(self) -> None:
         """Read what is new, plus the overlap, and tell the listeners."""
         started = time.monotonic()
-        floor = self._floors[0][1] if self._floors else None
-        rows = await in_database(_read_rows, floor)
-        if floor is None:
-            # Nothing is cached yet, so older lines concern nobody here.
-            self._seen.update(number for number, _, _ in rows)
-            rows = []
+        if not self._floors:
+            # Nothing is remembered yet, so what is there concerns nobody here; what commits late still will.
+            floor = await in_database(_first_floor)
+            self._floors.append((started, floor))
+            self._seen.update(number for number, _, _ in await in_database(_read_rows, floor))
+        rows = await in_database(_read_rows, self._floors[0][1])
         for number, kind, reference in rows:
             if number not in self._seen:
                 self._seen.add(number)
@@ -125,11 +141,14 @@ class WithdrawalReader:
         self._first.set()
 
 
-def _read_rows(floor: int | None) -> list[tuple[int, str, str]]:
-    rows = Withdrawal.objects.order_by("id").values_list("id", "kind", "reference")
-    if floor is None:
-        return list(rows.order_by("-id")[:1])
-    return list(rows.filter(id__gt=floor))
+def _first_floor() -> int:
+    """The newest line that no transaction still under way can be older than."""
+    settled = Withdrawal.objects.filter(at__lt=timezone.now() - timedelta(seconds=OVERLAP_SECONDS))
+    return settled.order_by("-id").values_list("id", flat=True).first() or 0
+
+
+def _read_rows(floor: int) -> list[tuple[int, str, str]]:
+    return list(Withdrawal.objects.filter(id__gt=floor).order_by("id").values_list("id", "kind", "reference"))
 
 
 _readers = PerLoop(WithdrawalReader)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from oauth_relay import access_tokens, audit, keys, upstream_tokens, vault, withdrawals
 from tests import servers
 
 HERE = Path(__file__).resolve().parent
@@ -38,15 +39,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"needs {what}"))
 
 
-@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
-    """A server of this module's own, with own accounts and the demo user; once on each database."""
-    with servers.database(request.param) as url, servers.serve(url) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sqlite_server() -> Iterator[servers.Server]:
-    """The same on SQLite only, where the database is not the point."""
+    """A server on SQLite with own accounts and the demo user. Tests share it: each makes a client of its own."""
     with servers.database("sqlite") as url, servers.serve(url) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[servers.Server]:
+    with servers.database("postgres") as url, servers.serve(url) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def server(request: pytest.FixtureRequest) -> servers.Server:
+    """The same, once on each database."""
+    running: servers.Server = request.getfixturevalue(f"{request.param}_server")
+    return running
+
+
+@pytest.fixture(autouse=True)
+def empty_memories() -> None:
+    """What a process remembers of rows goes with the rows: each test begins with a database of its own."""
+    for remembered in (access_tokens._caches, audit._writers, withdrawals._readers, upstream_tokens._memories):
+        remembered.clear()
+    vault.forget_keys()
+    keys.forget_signer()

@@ -88,6 +88,14 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"the server did not start:\n{''.join(self.log)}")
 
+    def log_with(self, text: str) -> str:
+        """The log so far, once it holds `text`: what a process prints arrives a moment later."""
+        until = time.monotonic() + 5
+        while text not in (log := "".join(list(self.log))):
+            assert time.monotonic() < until, f"{text!r} is not in the log:\n{log}"
+            time.sleep(0.02)
+        return log
+
     def end(self, number: int = signal.SIGTERM) -> float:
         """Ask it to end, and give the seconds it took. Kills it, and fails, if it does not."""
         started = time.monotonic()
@@ -145,7 +153,7 @@ def serve(
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     server = Server(environment.get("PUBLIC_URL", f"http://localhost:{port}"), process, environment)
-    reader = threading.Thread(target=lambda: server.log.extend(process.stdout or ()), daemon=True)
+    reader = threading.Thread(target=lambda: [server.log.append(line) for line in process.stdout or ()], daemon=True)
     reader.start()
     try:
         server.wait_until_ready()

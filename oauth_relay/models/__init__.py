@@ -3,7 +3,7 @@
 from oauth_relay.models.audit import AuditEvent
 from oauth_relay.models.clients import Client
 from oauth_relay.models.grants import Consent, Grant, Withdrawal
-from oauth_relay.models.people import Identity, Session, User
+from oauth_relay.models.people import Identity, Session, SignInFailure, User
 from oauth_relay.models.secrets import DataKey, SigningKey, UpstreamCredential, Wrapping
 from oauth_relay.models.tokens import AccessToken, AuthorizationCode, DeviceCode, IDToken, RefreshToken
 from oauth_relay.models.transactions import LoginTransaction
@@ -22,6 +22,7 @@ __all__ = [
     "LoginTransaction",
     "RefreshToken",
     "Session",
+    "SignInFailure",
     "SigningKey",
     "UpstreamCredential",
     "User",

@@ -102,3 +102,14 @@ class Session(AbstractBaseSession):
         from oauth_relay.sessions import SessionStore
 
         return SessionStore
+
+
+class SignInFailure(models.Model):
+    """Wrong passwords for one account name, which is here as its SHA-256 only: it may be nobody's, or a password."""
+
+    name_digest = models.CharField(max_length=64, primary_key=True)
+    count = models.PositiveIntegerField(default=1)
+    last_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.count} failures"

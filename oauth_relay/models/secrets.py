@@ -1,9 +1,17 @@
 """Keys, and the provider's tokens that they seal. Nothing in these tables can be used without a master key."""
 
 import uuid
+from datetime import timedelta
 
 from django.conf import settings
 from django.db import models
+from django.db.models.functions import Now
+
+FAILURE_KEPT = timedelta(seconds=5)
+REJECTION_PATIENCE = timedelta(minutes=5)
+"""How long a token made because an API refused the last one is not replaced for being refused by it too (T10)."""
+
+LOST = "lost"
 
 
 class DataKey(models.Model):
@@ -65,6 +73,37 @@ class SigningKey(models.Model):
         return f"Signing key {self.pk}"
 
 
+def from_now(delta: timedelta) -> models.ExpressionWrapper:
+    """A moment on the database's clock: every deadline of a lease is on that one (T14)."""
+    return models.ExpressionWrapper(Now() + models.Value(delta), output_field=models.DateTimeField())
+
+
+def _lease_is_lost() -> models.Q:
+    """A call was sent, nobody recorded its end, it was tried again, and that too was lost."""
+    return models.Q(lease_holder__isnull=False, lease_until__lte=Now(), lease_sent_at__isnull=False, failure=LOST)
+
+
+def _holds(condition: models.Q) -> models.Case:
+    yes, no = models.Value(True), models.Value(False)
+    return models.Case(models.When(condition, then=yes), default=no, output_field=models.BooleanField())
+
+
+class UpstreamCredentialQuerySet(models.QuerySet["UpstreamCredential"]):
+    def with_clock(self) -> "UpstreamCredentialQuerySet":
+        """Each row with what only the database's clock can say."""
+        renewed = models.Q(lease_holder=None, lease_sent_at__gt=from_now(-REJECTION_PATIENCE))
+        return self.annotate(
+            is_leased=_holds(models.Q(lease_holder__isnull=False, lease_until__gt=Now())),
+            lease_is_lost=_holds(_lease_is_lost()),
+            has_just_failed=_holds(models.Q(failed_at__gt=from_now(-FAILURE_KEPT))),
+            was_just_renewed=_holds(renewed),
+        )
+
+    def lost(self) -> "UpstreamCredentialQuerySet":
+        """Those whose refresh token may have been spent twice, with nothing to show for it."""
+        return self.filter(_lease_is_lost())
+
+
 class UpstreamCredential(models.Model):
     """A person's tokens at one provider for one audience, sealed. One row, whichever client uses it."""
 
@@ -91,6 +130,14 @@ class UpstreamCredential(models.Model):
     failure = models.CharField(max_length=64, blank=True)
     created = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True)
+
+    # Only on rows that were read `with_clock`.
+    is_leased: bool
+    lease_is_lost: bool
+    has_just_failed: bool
+    was_just_renewed: bool
+
+    objects = UpstreamCredentialQuerySet.as_manager()
 
     class Meta:
         constraints = [

@@ -88,6 +88,22 @@ async def test_its_redirect_never_leaves_this_server(path: str) -> None:
     assert "location" not in answer.headers
 
 
+@pytest.mark.threat("T28")
+async def test_a_target_without_a_slash_goes_nowhere() -> None:
+    answer = await ask(guard, "/@evil.example/", headers=[(b"host", b"127.0.0.1:8788")], raw_path=b"%2f@evil.example/")
+    assert answer.status == 421
+
+
+async def test_the_scheme_is_the_public_one_whatever_the_proxy_spoke(settings: Any) -> None:
+    settings.DEVELOPMENT, settings.PUBLIC_URL, settings.PUBLIC_HOST = (
+        False,
+        "https://cair.example.com",
+        "cair.example.com",
+    )
+    await ask(guard, "/connections", headers=[(b"host", b"cair.example.com")], client=("10.0.0.1", 1))
+    assert inner.scope["scheme"] == "https"  # type: ignore[attr-defined]
+
+
 @pytest.mark.threat("T17")
 async def test_it_drops_the_root_path_that_a_client_may_send() -> None:
     await ask(guard, "/mcp", root_path="/elsewhere")
@@ -165,6 +181,12 @@ async def test_an_exception_after_the_answer_began_never_reaches_the_server() ->
 
     answer = await ask(Guard(failing), "/mcp")  # does not raise: Daphne's reaper would stop for good
     assert answer.body == b"half"
+
+
+async def test_the_access_log_has_no_query_and_no_way_to_forge_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="cair.access"):
+        await ask(guard, "/callback\nGET /forged 200", query_string=b"code=secret")
+    assert [record.getMessage() for record in caplog.records] == ["GET /callback\\nGET /forged 200 200"]
 
 
 async def test_cancelling_passes_through() -> None:

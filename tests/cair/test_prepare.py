@@ -33,6 +33,22 @@ def test_what_the_first_start_writes_is_private(checkout: Path) -> None:
     assert "CAIR_ENV=development" in (checkout / ".env").read_text()
 
 
+@pytest.mark.threat("T26")
+def test_a_database_that_others_could_read_is_made_private(tmp_path: Path) -> None:
+    from django.conf import settings
+    from django.test import override_settings
+
+    from cair.management.commands.prepare import Command
+
+    path = tmp_path / "cair.sqlite3"
+    for name in (path, path.with_name("cair.sqlite3-wal")):
+        name.touch(mode=0o644)
+    databases = {"default": {**settings.DATABASES["default"], "NAME": str(path)}}
+    with override_settings(DATABASES=databases):
+        Command()._keep_database_private()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+
+
 def test_a_second_start_keeps_people_and_keys() -> None:
     port = str(free_port())
     with database("sqlite") as url:

@@ -10,7 +10,6 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from django.conf import settings
-from django.core.cache import cache
 from django.http import HttpResponse
 from django.test import Client as DjangoClient
 
@@ -123,11 +122,6 @@ def make_client(name: str = "Inspector", redirect_uri: str = LOOPBACK, **fields:
             **fields,
         }
     )
-
-
-@pytest.fixture(autouse=True)
-def nobody_waits() -> None:
-    cache.clear()
 
 
 @pytest.fixture

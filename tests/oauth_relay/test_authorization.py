@@ -203,6 +203,18 @@ def test_a_self_registered_client_elsewhere_gets_a_link_not_a_redirect(browser: 
 
 
 @pytest.mark.threat("T28")
+@pytest.mark.parametrize("signed_in", [False, True])
+def test_prompt_none_tells_a_stranger_nothing_without_a_click(browser: Browser, ada: User, signed_in: bool) -> None:
+    if signed_in:
+        browser.read(browser.get("/login"))
+        browser.sign_in(ada)
+    client = make_client("Evil", ELSEWHERE)
+    page = browser.authorize(client, redirect_uri=ELSEWHERE, prompt="none")
+    assert is_page(page, "client.example", "_required")
+    assert page.status_code == 400
+
+
+@pytest.mark.threat("T28")
 def test_an_operators_client_or_one_consented_to_before_is_redirected(browser: Browser, ada: User) -> None:
     own = make_client("Ours", ELSEWHERE, registration_source="manual")
     assert answered(browser.authorize(own, redirect_uri=ELSEWHERE, scope="nonsense"))["error"] == "invalid_scope"

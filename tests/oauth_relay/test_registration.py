@@ -7,7 +7,7 @@ import pytest
 from django.conf import settings
 from django.http import HttpResponse
 
-from oauth_relay.models import AccessToken, Client, User
+from oauth_relay.models import AccessToken, Client, UpstreamCredential, User
 from tests.oauth_relay.conftest import Browser
 
 pytestmark = pytest.mark.django_db
@@ -172,6 +172,19 @@ def test_a_change_never_moves_the_client_to_other_hands(browser: Browser, change
     body = {**VS_CODE, "client_id": registered["client_id"], **change}
     assert manage(browser, registered, "put", body).status_code == 400
     assert Client.objects.get().redirect_uris.split() == VS_CODE["redirect_uris"]
+
+
+def test_a_client_that_deletes_itself_leaves_nothing_of_the_person_in_the_vault(browser: Browser, ada: User) -> None:
+    registered = register(browser, {**VS_CODE, "redirect_uris": ["http://127.0.0.1:33418/callback"]}).json()
+    browser.tokens(Client.objects.get(), ada)
+    UpstreamCredential.objects.create(user=ada, provider="auth0", audience="x", issuer="i", subject="s", tokens=b"")
+    manage(browser, registered, "delete")
+    assert not UpstreamCredential.objects.exists()
+
+
+def test_contacts_that_cannot_be_written_are_left_out(browser: Browser) -> None:
+    answer = register(browser, {**VS_CODE, "contacts": ["\ud800", "me@example.com"]}).json()
+    assert answer["contacts"] == ["me@example.com"]
 
 
 def test_a_client_that_deletes_itself_leaves_no_live_token(browser: Browser, ada: User) -> None:

@@ -11,8 +11,8 @@ from django.http import HttpResponse
 from django.utils import timezone
 
 from oauth_relay import withdrawals
-from oauth_relay.models import AccessToken, AuditEvent, AuthorizationCode, Client, Grant, RefreshToken, User
-from oauth_relay.token_grants import MOST_REPLAYS
+from oauth_relay.models import AccessToken, AuditEvent, AuthorizationCode, Client, Consent, Grant, RefreshToken, User
+from oauth_relay.request_validator import MOST_REPLAYS
 from tests.oauth_relay.conftest import VERIFIER, Browser, make_client
 
 pytestmark = pytest.mark.django_db
@@ -134,6 +134,17 @@ def test_a_malformed_body_gets_a_json_error(
     response = browser.post(path, body, content_type=content_type)
     assert 400 <= response.status_code < 500
     assert response.json()["error"] in ("invalid_request", "invalid_client", "unsupported_grant_type")
+
+
+@pytest.mark.parametrize("credentials", ["\xe9", "=", "%%%", "Og==", "AAAA"])
+@pytest.mark.parametrize("path", ["/token", "/revoke"])
+def test_unreadable_basic_credentials_are_a_failed_client(
+    browser: Browser, db: None, path: str, credentials: str
+) -> None:
+    form = "application/x-www-form-urlencoded"
+    headers = {"Authorization": f"Basic {credentials}"}
+    response = browser.post(path, "grant_type=refresh_token&refresh_token=x&token=x", form, headers=headers)
+    assert (response.status_code, error_of(response)) == (401, "invalid_client")
 
 
 @pytest.mark.parametrize("path", ["/token", "/revoke", "/register"])
@@ -266,6 +277,20 @@ def test_whatever_ends_the_permission_ends_codes_and_refresh(
     assert error_of(browser.redeem(inspector, code)) in ("invalid_grant", "invalid_client")
     assert error_of(browser.refresh(inspector, given["refresh_token"])) in ("invalid_grant", "invalid_client")
     assert RefreshToken.objects.filter(revoked=None).count() == 1  # none was born afterwards
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    "change", [{"expires_at": timezone.now()}, {"withdrawn_at": timezone.now()}, {"scope": "read:todos"}]
+)
+def test_nothing_is_issued_beyond_a_consent_that_is_alive(
+    browser: Browser, ada: User, inspector: Client, change: dict[str, Any]
+) -> None:
+    given = browser.tokens(inspector, ada)
+    code = browser.connect(inspector, ada)["code"]
+    Consent.objects.update(**change)
+    assert error_of(browser.refresh(inspector, given["refresh_token"])) == "invalid_grant"
+    assert error_of(browser.redeem(inspector, code)) == "invalid_grant"
 
 
 def test_two_devices_of_one_client_share_the_grant_and_not_the_family(

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from oauth_relay import keys, vault
 from oauth_relay.models import AuditEvent, Client, Grant, Identity, LoginTransaction, UpstreamCredential, User
-from oauth_relay.upstream_login import UpstreamLoginBackend
+from oauth_relay.upstream_identities import UpstreamLoginBackend
 from tests import identity_provider
 from tests.identity_provider import EC_KEY, OTHER_RSA_KEY, RSA_KEY, FakedProvider, PersonAtTheProvider, signed_with
 

@@ -14,12 +14,21 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import jwt
 import pytest
 import requests
-from django.db import connections
+from django.db import InterfaceError, OperationalError, ProgrammingError, connections
 from django.db.models import Model
 from django.db.transaction import atomic
 from django.utils import timezone
 
-from oauth_relay import identity_providers, keys, upstream_tokens, vault, withdrawals
+from oauth_relay import (
+    identity_providers,
+    keys,
+    staged_tokens,
+    upstream_credentials,
+    upstream_refresh,
+    upstream_tokens,
+    vault,
+    withdrawals,
+)
 from oauth_relay.access_tokens import Principal
 from oauth_relay.identity_providers import TokenAnswer
 from oauth_relay.models import (
@@ -32,6 +41,7 @@ from oauth_relay.models import (
     UpstreamCredential,
     User,
 )
+from oauth_relay.models.secrets import LOST
 from oauth_relay.upstream_tokens import UpstreamLoginRequired, UpstreamToken, UpstreamUnavailable, upstream_token_for
 from tests import identity_provider, servers
 from tests.identity_provider import FakedProvider, PersonAtTheProvider
@@ -93,9 +103,9 @@ class Person:
         given = {"access_token": "access-1", "refresh_token": "refresh-1", "id_token": None, "scope": FULL, **answer}
         given.setdefault("expires_at", time.time() + 3600)
         subject = given.pop("subject", self.user.username)
-        upstream_tokens.stage(transaction, TokenAnswer(**given), issuer=self.issuer, subject=subject)
+        staged_tokens.stage(transaction, TokenAnswer(**given), issuer=self.issuer, subject=subject)
         with atomic():
-            upstream_tokens.keep_staged(transaction)
+            staged_tokens.keep_staged(transaction)
         assert not LoginTransaction.objects.exclude(staged_tokens=None).exists()
 
     @property
@@ -234,12 +244,37 @@ def test_it_bypasses_its_memory_while_the_withdrawal_log_is_read_late(
     assert first.version != second.version
 
 
+@pytest.mark.parametrize("away", [OperationalError, InterfaceError])
+def test_a_database_that_is_away_is_worth_another_try(
+    own_ada: Person, monkeypatch: pytest.MonkeyPatch, away: type[Exception]
+) -> None:
+    monkeypatch.setattr(keys, "sign_api_token", failing_with(away))
+    with pytest.raises(UpstreamUnavailable) as raised:
+        ask(own_ada)
+    assert raised.value.retry_after == 5
+
+
+def test_a_fault_of_ours_in_the_database_is_not_called_its_absence(
+    own_ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "sign_api_token", failing_with(ProgrammingError))
+    with pytest.raises(ProgrammingError):
+        ask(own_ada)
+
+
+def failing_with(error: type[Exception]) -> Any:
+    def fail(*given: Any) -> None:
+        raise error
+
+    return fail
+
+
 @pytest.mark.threat("T22")
 def test_an_empty_vault_never_falls_back_to_issuing(ada: Person) -> None:
     with pytest.raises(UpstreamLoginRequired):
         ask(ada)
     assert not SigningKey.objects.exists()
-    assert upstream_tokens.needs_sign_in(ada.user)
+    assert staged_tokens.needs_sign_in(ada.user)
 
 
 @pytest.mark.threat("T22")
@@ -248,7 +283,7 @@ def test_a_full_vault_is_not_looked_into_where_cair_issues(ada: Person, settings
     todos = {**settings.UPSTREAM_APIS["todos"], "token_source": "cair"}
     settings.UPSTREAM_APIS = {"todos": todos}
     assert "access-1" not in ask(ada).value
-    assert not upstream_tokens.needs_sign_in(ada.user)
+    assert not staged_tokens.needs_sign_in(ada.user)
 
 
 def test_a_service_reaches_no_persons_vault(ada: Person) -> None:
@@ -265,14 +300,14 @@ def test_it_hands_out_the_providers_token_and_asks_nobody(ada: Person, peer: Fak
     ada.sign_in()
     token = ask(ada)
     assert (token.header, token.value) == ("Authorization", "Bearer access-1")
-    assert not upstream_tokens.needs_sign_in(ada.user)
+    assert not staged_tokens.needs_sign_in(ada.user)
     assert peer.requests == []
 
 
 def test_nothing_in_the_table_and_nothing_printed_shows_a_token(ada: Person) -> None:
     ada.sign_in()
     row = UpstreamCredential.objects.values().get()
-    shown = repr(row) + repr(ask(ada)) + repr(upstream_tokens._open_credential(ada.principal(), "todos"))
+    shown = repr(row) + repr(ask(ada)) + repr(upstream_refresh._open_credential(ada.principal(), "todos"))
     assert "access-1" not in shown and b"access-1" not in bytes(row["tokens"])
     assert "refresh-1" not in shown and b"refresh-1" not in bytes(row["tokens"])
 
@@ -307,8 +342,8 @@ def make_due(person: Person, *, ends_in: float = 20, refresh_token: str | None =
     """Let the person's access token be so old that another one is wanted; over altogether if `ends_in` is negative."""
     row = person.credential
     row.expires_at = timezone.now() + timedelta(seconds=ends_in)
-    tokens = upstream_tokens._Tokens("access-1", refresh_token, time.time() - 1)
-    row.tokens = upstream_tokens._seal(row, tokens)
+    tokens = upstream_credentials.Tokens("access-1", refresh_token, time.time() - 1)
+    row.tokens = upstream_credentials.seal_tokens(row, tokens, version=row.version)
     row.save()
 
 
@@ -327,7 +362,9 @@ def test_an_answer_without_a_refresh_token_keeps_the_old_one(ada: Person, peer: 
     make_due(ada)
     ask(ada)
     row = ada.credential
-    tokens = upstream_tokens._open(row, user_id=ada.user.pk, provider_name="auth0", audience=identity_provider.AUDIENCE)
+    tokens = upstream_credentials.open_tokens(
+        row, user_id=ada.user.pk, provider_name="auth0", audience=identity_provider.AUDIENCE
+    )
     assert tokens.refresh_token == "refresh-1"
 
 
@@ -377,7 +414,7 @@ def test_an_expired_token_without_a_refresh_token_needs_a_sign_in(ada: Person, p
     make_due(ada, ends_in=-1, refresh_token=None)
     with pytest.raises(UpstreamLoginRequired):
         ask(ada)
-    assert upstream_tokens.needs_sign_in(ada.user)
+    assert staged_tokens.needs_sign_in(ada.user)
     assert peer.requests == []
 
 
@@ -392,11 +429,11 @@ def test_invalid_grant_means_sign_in_until_the_person_does(ada: Person, peer: Fa
         with pytest.raises(UpstreamLoginRequired):
             ask(ada)
     assert len(peer.calls("/token")) == 1
-    assert upstream_tokens.needs_sign_in(ada.user)
+    assert staged_tokens.needs_sign_in(ada.user)
     assert AuditEvent.objects.get(event="upstream_token.sign_in_needed").outcome == "invalid_grant"
     ada.sign_in(access_token="access-2", refresh_token="refresh-2")
     assert ask(ada).value == "Bearer access-2"
-    assert not upstream_tokens.needs_sign_in(ada.user)
+    assert not staged_tokens.needs_sign_in(ada.user)
 
 
 @pytest.mark.threat("T10")
@@ -484,7 +521,7 @@ def hold_lease(person: Person, *, ends_in: float, sent: bool, **values: Any) -> 
 def test_a_claim_that_expired_unsent_is_retaken_freely(ada: Person, peer: FakedProvider) -> None:
     ada.sign_in()
     make_due(ada, ends_in=-1)
-    hold_lease(ada, ends_in=-1, sent=False, failure=upstream_tokens._LOST)
+    hold_lease(ada, ends_in=-1, sent=False, failure=LOST)
     assert ask(ada).value.startswith("Bearer upstream-access-")
 
 
@@ -496,9 +533,9 @@ def test_a_claim_that_expired_sent_is_retaken_once(ada: Person, peer: FakedProvi
     during: list[str] = []
     peer.answer = lambda form: (during.append(in_thread(lambda: ada.credential.failure)), (200, peer.granted(form)))[1]
     assert ask(ada).value.startswith("Bearer upstream-access-")
-    assert during == [upstream_tokens._LOST]
+    assert during == [LOST]
     make_due(ada, ends_in=-1)
-    hold_lease(ada, ends_in=-1, sent=True, failure=upstream_tokens._LOST)
+    hold_lease(ada, ends_in=-1, sent=True, failure=LOST)
     with pytest.raises(UpstreamLoginRequired):
         ask(ada)
     assert ada.credential.state == State.SIGN_IN_NEEDED
@@ -519,10 +556,10 @@ def test_a_holder_whose_time_is_over_does_not_send(
 ) -> None:
     ada.sign_in()
     make_due(ada, ends_in=-1)
-    credential = upstream_tokens._open_credential(ada.principal(), "todos")
-    paused = iter([0.0, upstream_tokens._lease_seconds()])
-    monkeypatch.setattr(upstream_tokens, "time", SimpleNamespace(monotonic=lambda: next(paused)))
-    upstream_tokens._renew(credential, "", None)
+    credential = upstream_refresh._open_credential(ada.principal(), "todos")
+    paused = iter([0.0, upstream_refresh._lease_seconds()])
+    monkeypatch.setattr(upstream_refresh, "time", SimpleNamespace(monotonic=lambda: next(paused)))
+    upstream_refresh._renew(credential, "", None)
     assert peer.calls("/token") == []
     assert ada.credential.lease_holder is None
 
@@ -532,7 +569,7 @@ def test_a_late_success_beats_a_failure_on_the_same_version(ada: Person) -> None
     ada.sign_in()
     row = ada.credential
     change(row, state=State.SIGN_IN_NEEDED, failure="invalid_grant")
-    upstream_tokens._store(row, TokenAnswer("access-9", "refresh-9", None, None, time.time() + 3600), "", None)
+    upstream_refresh._store(row, TokenAnswer("access-9", "refresh-9", None, None, time.time() + 3600), "", None)
     assert ask(ada).value == "Bearer access-9"
     assert ada.credential.state == State.GOOD
 
@@ -573,7 +610,7 @@ def test_callers_that_go_away_leave_the_refresh_to_the_others(ada: Person, peer:
 
 def held(person: Person) -> tuple[str, str | None, str]:
     row = person.credential
-    tokens = upstream_tokens._open(
+    tokens = upstream_credentials.open_tokens(
         row, user_id=person.user.pk, provider_name="auth0", audience=identity_provider.AUDIENCE
     )
     return tokens.access_token, tokens.refresh_token, row.scope
@@ -637,10 +674,10 @@ def test_erased_tokens_are_gone(ada: Person) -> None:
         expires_at=timezone.now(), browser_digest="0" * 64, provider="auth0", user=ada.user
     )
     answer = TokenAnswer("access-1", "refresh-1", None, None, None)
-    upstream_tokens.stage(transaction, answer, issuer=ada.issuer, subject="ada")
+    staged_tokens.stage(transaction, answer, issuer=ada.issuer, subject="ada")
     assert LoginTransaction.objects.exclude(staged_tokens=None).exists()
-    upstream_tokens.erase_staged(transaction)
-    upstream_tokens.keep_staged(transaction)
+    staged_tokens.erase_staged(transaction)
+    staged_tokens.keep_staged(transaction)
     assert not LoginTransaction.objects.exclude(staged_tokens=None).exists()
     assert not UpstreamCredential.objects.exists()
 
@@ -703,7 +740,7 @@ import time
 from datetime import timedelta
 from django.db.transaction import atomic
 from django.utils import timezone
-from oauth_relay import upstream_tokens
+from oauth_relay import staged_tokens
 from oauth_relay.identity_providers import TokenAnswer
 from oauth_relay.models import *
 user = User.objects.create_user("ada", password=None)
@@ -714,9 +751,9 @@ Identity.objects.create(user=user, provider="auth0", issuer="{issuer}", subject=
 transaction = LoginTransaction.objects.create(expires_at=timezone.now() + timedelta(minutes=5),
     browser_digest="0" * 64, provider="auth0", user=user)
 answer = TokenAnswer("access-1", "refresh-1", None, None, time.time() - 1)
-upstream_tokens.stage(transaction, answer, issuer="{issuer}", subject="ada")
+staged_tokens.stage(transaction, answer, issuer="{issuer}", subject="ada")
 with atomic():
-    upstream_tokens.keep_staged(transaction)
+    staged_tokens.keep_staged(transaction)
 """
 
 ASK = """

@@ -123,7 +123,7 @@ def test_it_wraps_with_the_first_master_key_and_opens_with_any(settings: Any) ->
     Wrapping.objects.create(
         data_key=row.data_key,
         master_key_id=vault.master_key_id(new),
-        wrapped=vault.wrap(row.data_key_id, vault._opening_key(row.data_key_id), new),
+        wrapped=vault.wrap(row.data_key_id, vault.opening_key(row.data_key_id), new),
     )
     for keys in ([old], [new]):  # a node that has not been restarted yet, and one that has
         vault.forget_keys()

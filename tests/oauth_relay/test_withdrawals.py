@@ -168,8 +168,7 @@ async def test_a_withdrawal_reaches_the_cache_within_a_second(ada: User, inspect
             case "user":
                 User.objects.filter(pk=ada.pk).update(is_active=False)
             case "family":
-                AccessToken.objects.all().delete()
-                withdrawals.withdraw_family(token.family)
+                withdrawals.withdraw_family(token.family, token.grant, "test")
 
     ended = await in_thread(end)()
     assert ended is None
@@ -241,6 +240,18 @@ async def test_the_reader_finds_what_committed_out_of_order(db: None) -> None:
     await reader.read()
     await reader.read()
     assert heard == ["3", "2"]
+
+
+@pytest.mark.threat("T12")
+async def test_what_commits_after_the_very_first_read_is_heard_whatever_its_number(db: None) -> None:
+    create = in_thread(lambda number: Withdrawal.objects.create(id=number, kind="grant", reference=str(number)))
+    await create(3)
+    reader, heard = withdrawals.WithdrawalReader(), []
+    reader.listeners.add(lambda kind, reference: heard.append(reference))
+    await reader.read()
+    await create(2)
+    await reader.read()
+    assert heard == ["2"]
 
 
 async def test_a_watch_is_called_once_and_can_be_taken_off(ada: User, inspector: Client) -> None:

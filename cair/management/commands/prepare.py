@@ -28,6 +28,8 @@ class Command(BaseCommand):
         if settings.SQLITE and name and ":memory:" not in str(name) and not str(name).startswith("file:"):
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).touch(mode=0o600, exist_ok=True)
+            for file in (Path(name), *Path(name).parent.glob(f"{Path(name).name}-*")):
+                file.chmod(0o600)  # whoever opened it first may have left it readable
 
     def _demo_user(self) -> None:
         """There while, and only while, this is a development server without an identity provider (T1)."""

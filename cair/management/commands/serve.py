@@ -22,7 +22,8 @@ class Command(BaseCommand):
         self.stdout.flush()
         daphne = [sys.executable, "-m", "daphne", "-b", settings.BIND, "-p", str(settings.PORT)]
         os.execv(  # noqa: S606 - signals must reach the server, not a parent that waits for it
-            sys.executable, [*daphne, "--no-server-name", "--application-close-timeout", "3", "cair.asgi:application"]
+            sys.executable,
+            [*daphne, "-v", "0", "--no-server-name", "--application-close-timeout", "3", "cair.asgi:application"],
         )
 
     def _check_port(self) -> None:

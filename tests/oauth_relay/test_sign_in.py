@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.utils import timezone
 
-from oauth_relay import login
-from oauth_relay.models import AuditEvent, Client, Session, User
+from oauth_relay import sign_in_failures
+from oauth_relay.models import AuditEvent, Client, Session, SignInFailure, User
 from tests.oauth_relay.conftest import Browser
 
 pytestmark = pytest.mark.django_db
@@ -38,15 +39,15 @@ def test_a_name_that_is_nobodys_reads_the_same(browser: Browser, ada: User, name
 
 
 def test_only_failures_are_delayed_and_the_delay_grows(browser: Browser, ada: User) -> None:
-    for _ in range(login.FREE_FAILURES):
+    for _ in range(sign_in_failures.FREE_FAILURES):
         assert visit(browser, ada, password="wrong").status_code == 403
-    assert login.seconds_to_wait("ada") == 0
+    assert sign_in_failures.seconds_to_wait("ada") == 0
     visit(browser, ada, password="wrong")
-    first = login.seconds_to_wait("ada")
+    first = sign_in_failures.seconds_to_wait("ada")
     assert visit(browser, ada).status_code == 429
-    login.note_failure("ADA")
-    assert login.seconds_to_wait("ada") > first > 0
-    login.forget_failures("ada")
+    sign_in_failures.note_failure("ADA")
+    assert sign_in_failures.seconds_to_wait("ada") > first > 0
+    sign_in_failures.forget_failures("ada")
     assert visit(browser, ada).status_code == 200
 
 
@@ -152,3 +153,26 @@ def test_cookies_are_kept_from_scripts_and_other_sites(browser: Browser, ada: Us
     for name in ("cair_session", "cair_browser"):
         assert browser.cookies[name]["httponly"]
         assert browser.cookies[name]["samesite"] == "Lax"
+
+
+def test_the_operators_own_sign_in_is_delayed_too(browser: Browser, db: None) -> None:
+    User.objects.create_superuser("operator", password="open sesame")
+    wrong = {"username": "operator", "password": "wrong"}
+    for _ in range(sign_in_failures.FREE_FAILURES + 1):
+        browser.post("/admin/login/", wrong)
+    response = browser.post("/admin/login/", {"username": "operator", "password": "open sesame"})
+    assert "Too many failed attempts" in response.content.decode()
+    assert "_auth_user_id" not in browser.session
+
+
+def test_a_name_typed_wrong_is_not_kept_as_it_was_typed(browser: Browser, ada: User) -> None:
+    visit(browser, ada, username="my-password-in-the-wrong-field")
+    assert SignInFailure.objects.count() == 1
+    assert "my-password" not in str(SignInFailure.objects.values_list())
+
+
+def test_old_failures_are_forgotten_and_leave_no_row(browser: Browser, ada: User) -> None:
+    sign_in_failures.note_failure("somebody")
+    SignInFailure.objects.update(last_at=timezone.now() - sign_in_failures.REMEMBERED)
+    sign_in_failures.note_failure("ada")
+    assert SignInFailure.objects.count() == 1
