@@ -12,6 +12,7 @@ from django.conf import settings
 from django.contrib.auth.models import Permission
 from django.db import OperationalError
 
+from cair.log_lines import TracedFormatter
 from mcp_gateway import shutdown
 from mcp_gateway.transports import streamable_http as transport
 from mcp_gateway.transports.streamable_http import streamable_http
@@ -462,7 +463,9 @@ async def test_the_unforeseen_is_an_error_with_a_trace_id_and_no_detail(
     assert response.json["error"] == {
         "code": -32603, "message": "Internal server error", "data": {"trace_id": "0123456789abcdef"},
     }  # fmt: skip
-    assert "0123456789abcdef" in caplog.text and "ZeroDivisionError" in caplog.text
+    [line] = [TracedFormatter().format(record) for record in caplog.records if record.levelname == "ERROR"]
+    assert "0123456789abcdef" in line
+    assert "ZeroDivisionError" in line
     assert [(event.outcome, event.trace_id) for event in await audited()] == [("failed", "0123456789abcdef")]
 
 
