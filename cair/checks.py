@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from cair.env import GENERATED, is_base_url
 from oauth_relay.loopback import is_loopback
@@ -56,23 +56,37 @@ def _is_provider_address(address: str) -> bool:
 @register(Tags.security)
 def check_development(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     """Development stays on this machine (T2; cair.E010)."""
-    if not settings.DEVELOPMENT or settings.ON_LOOPBACK:
+    if not settings.DEVELOPMENT:
         return []
-    hint = "Set CAIR_ENV=production for an address that others can reach, or take PUBLIC_URL out."
-    return [_error("PUBLIC_URL", f"is {settings.PUBLIC_URL} while CAIR_ENV is development", hint, 10)]
+    if not settings.ON_LOOPBACK:
+        hint = "Set CAIR_ENV=production for an address that others can reach, or take PUBLIC_URL out."
+        return [_error("PUBLIC_URL", f"is {settings.PUBLIC_URL} while CAIR_ENV is development", hint, 10)]
+    if settings.HTTPS:
+        hint = "A development server speaks http only: take PUBLIC_URL out, or set the http:// address."
+        return [_error("PUBLIC_URL", f"is {settings.PUBLIC_URL}, where nobody would answer", hint, 11)]
+    return []
+
+
+@register(Tags.security)
+def check_names(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """Names in .env and .dev.vars that nobody reads, where they look like a slip (cair.W001)."""
+    return [
+        Warning(f"{name} is not a name CAIR knows.", hint=f"Did you mean {meant}?", id="cair.W001")
+        for name, meant in settings.ENVIRONMENT.likely_slips()
+    ]
 
 
 @register(Tags.security)
 def check_production(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     """Nothing weak starts in production (T2; cair.E020 …)."""
-    if settings.DEVELOPMENT:
-        return []
     env = settings.ENVIRONMENT
+    if settings.DEVELOPMENT or any(problem.variable == "CAIR_ENV" for problem in env.problems):
+        return []  # a slip in CAIR_ENV is named alone: what follows from it would only hide it
     found: list[CheckMessage] = []
     if not env.text("PUBLIC_URL"):
         hint = (
             "Set it to the address people and clients use, such as https://cair.example.com. "
-            "On your own machine, `make run` writes a .env with CAIR_ENV=development."
+            "On your own machine, add the line CAIR_ENV=development to .env."
         )
         found.append(_error("PUBLIC_URL", "is missing, and CAIR_ENV is production", hint, 20))
     elif not settings.HTTPS:

@@ -6,6 +6,7 @@ settings always import and `cair.checks` can name everything that is wrong at on
 
 import base64
 import binascii
+import difflib
 import os
 import re
 import secrets
@@ -54,6 +55,7 @@ class Environment:
     dotenv: Mapping[str, str]
     dev_vars: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
 
     @classmethod
     def read(cls, base: Path, process: Mapping[str, str] | None = None) -> "Environment":
@@ -92,10 +94,12 @@ class Environment:
 
     def text(self, name: str, default: str = "") -> str:
         """The value of `name`, stripped; of the file that `NAME_FILE` names, if only that is set."""
+        self.asked |= {name, f"{name}_FILE"}
         for source in (self.process, self.dotenv, self.dev_vars):
             if name in source:
                 return source[name].strip()
-            if path := source.get(f"{name}_FILE", "").strip():
+            # CAIR_ENV_FILE is a name of its own: the file to read all the others from.
+            if name != "CAIR_ENV" and (path := source.get(f"{name}_FILE", "").strip()):
                 try:
                     return Path(path).read_text().strip()
                 except OSError as error:
@@ -105,9 +109,23 @@ class Environment:
                     return default
         return default
 
+    def likely_slips(self) -> list[tuple[str, str]]:
+        """Names in the files that nobody has asked for, each with the known name it nearly is."""
+        unknown = sorted({*self.dotenv, *self.dev_vars} - self.asked)
+        found = [(name, difflib.get_close_matches(name, self.asked, n=1, cutoff=0.8)) for name in unknown]
+        return [(name, near[0]) for name, near in found if near]
+
     def words(self, name: str, default: str = "") -> list[str]:
         """A list whose items are separated by commas or white space."""
         return re.split(r"[,\s]+", value) if (value := self.text(name, default)) else []
+
+    def pairs(self, name: str) -> tuple[tuple[str, str], ...]:
+        """`name=value` items, separated by commas only: names of groups have spaces in them."""
+        items = [item.strip() for item in self.text(name).split(",") if item.strip()]
+        found = [(left.strip(), right.strip()) for left, _, right in (item.partition("=") for item in items)]
+        if not all(left and right for left, right in found):
+            self.wrong(name, "has an item that is not name=value", "Write it as name=value,name=value.")
+        return tuple(pair for pair in found if all(pair))
 
     def _parsed(self, name: str, default: T, parse: Callable[[str], T], hint: str) -> T:
         value = self.text(name)
@@ -116,7 +134,8 @@ class Environment:
         try:
             return parse(value)
         except ValueError:
-            self.wrong(name, "cannot be read", hint)
+            # An address may hold a password; words and numbers do not.
+            self.wrong(name, "cannot be read" if ":" in value else f"is {value[:80]!r}", hint)
             return default
 
     def boolean(self, name: str, default: bool) -> bool:

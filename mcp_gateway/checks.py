@@ -17,11 +17,12 @@ def check_tools(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
 
 
 def faults(registry: Registry) -> Iterator[CheckMessage]:
-    """What is wrong with the tools of `registry` (mcp_gateway.E001 … E004)."""
+    """What is wrong with the tools of `registry` (mcp_gateway.E001 … E006)."""
     yield from _names(registry)
     yield from _scopes(registry)
     yield from _words(registry)
     yield from _apis(registry)
+    yield from _settings_of_apis()
 
 
 def _error(number: int, message: str, hint: str) -> Error:
@@ -53,6 +54,20 @@ def _words(registry: Registry) -> Iterator[CheckMessage]:
             if words != known[scope]:
                 hint = f"People are shown {known[scope]!r}; give both the same words, or another scope."
                 yield _error(4, f"The toolset {toolset.name} describes {scope} in other words.", hint)
+
+
+def _settings_of_apis() -> Iterator[CheckMessage]:
+    sources = ["cair", *settings.UPSTREAM_PROVIDERS]
+    for name, api in settings.UPSTREAM_APIS.items():
+        for key in ("base_url", "audience", "token_source"):
+            if not api.get(key):
+                hint = "Each API has base_url, audience and token_source."
+                yield _error(5, f"The API {name} in UPSTREAM_APIS has no {key}.", hint)
+        source = api.get("token_source")
+        if source and source not in sources:
+            known = " or ".join(repr(known) for known in sources)
+            hint = f"Set token_source to {known}; a provider's name counts once the provider is configured."
+            yield _error(6, f"The API {name} takes its tokens from {source!r}, which is not known here.", hint)
 
 
 def _apis(registry: Registry) -> Iterator[CheckMessage]:

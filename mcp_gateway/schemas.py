@@ -31,6 +31,8 @@ class Arguments:
         hints = get_type_hints(function, include_extras=True)
         parameters = list(inspect.signature(function).parameters.values())[1:]
         self.names = [parameter.name for parameter in parameters]
+        if bare := [name for name in self.names if name not in hints]:
+            raise TypeError(f"the tool {function.__name__}: annotate {', '.join(bare)}; the type becomes the schema")
         # Aliased: a parameter may be called `copy` or `json`, which a pydantic model keeps for itself.
         fields: dict[str, Any] = {
             f"argument_{number}": (

@@ -12,7 +12,18 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import HttpRequest
 
-from oauth_relay.models import AuditEvent, Consent, Grant, Identity, SigningKey, UpstreamCredential, User
+from oauth_relay import audit
+from oauth_relay.models import (
+    AccessToken,
+    AuditEvent,
+    Consent,
+    Grant,
+    Identity,
+    RefreshToken,
+    SigningKey,
+    UpstreamCredential,
+    User,
+)
 from oauth_relay.sign_in_failures import forget_failures, note_failure, seconds_to_wait
 
 SECRET_FIELDS = (
@@ -32,8 +43,10 @@ class OperatorSignInForm(AdminAuthenticationForm):
             cleaned = super().clean()
         except ValidationError:
             note_failure(username)
+            audit.record_within(audit.Event("operator.sign_in_failed", "wrong_password"))
             raise
         forget_failures(username)
+        audit.record_within(audit.Event("operator.signed_in", pseudonym=self.get_user().pseudonym))
         return cleaned
 
 
@@ -42,6 +55,8 @@ admin.site.login_form = OperatorSignInForm
 
 class ReadOnlyAdmin(admin.ModelAdmin):
     """Shows rows, changes none, and leaves out every column that holds a secret or what a secret hashes to."""
+
+    view_on_site = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -72,12 +87,22 @@ class AuthorizationCodeAdmin(ReadOnlyAdmin):
 
 
 class AccessTokenAdmin(ReadOnlyAdmin):
-    list_display = ("id", "application", "user", "scope", "created", "expires")
+    list_display = ("id", "application", "user", "scope", "created", "expires", "lives")
+
+    @admin.display(boolean=True)
+    def lives(self, token: AccessToken) -> bool:
+        return not token.is_expired() and token.grant is not None and token.grant.is_open
+
     ordering = ("-created",)
 
 
 class RefreshTokenAdmin(ReadOnlyAdmin):
-    list_display = ("id", "application", "user", "scope", "created", "expires_at", "revoked", "replays")
+    list_display = ("id", "application", "user", "scope", "created", "expires_at", "revoked", "replays", "lives")
+
+    @admin.display(boolean=True)
+    def lives(self, token: RefreshToken) -> bool:
+        return token.revoked is None and token.grant is not None and token.grant.is_open
+
     ordering = ("-created",)
 
 
@@ -103,7 +128,7 @@ class ConsentAdmin(ReadOnlyAdmin):
 
 @admin.register(AuditEvent)
 class AuditEventAdmin(ReadOnlyAdmin):
-    list_display = ("at", "event", "outcome", "pseudonym", "client_id", "trace_id")
+    list_display = ("at", "event", "outcome", "pseudonym", "client_id", "detail", "trace_id")
     list_filter = ("event", "outcome")
     search_fields = ("pseudonym", "client_id", "grant_id", "trace_id")
     date_hierarchy = "at"

@@ -18,6 +18,7 @@ from django.views import View
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from oauth2_provider.exceptions import FatalClientError, OAuthToolkitError
+from oauth2_provider.scopes import get_scopes_backend
 from oauth2_provider.views.mixins import OAuthLibMixin
 
 from oauth_relay import audit, consents, pages, staged_tokens
@@ -127,7 +128,7 @@ class AuthorizationView(OAuthLibMixin, View):
         except FatalClientError as error:
             raise AuthorizationRefused("invalid_request", error.oauthlib_error.description or "") from error
         except OAuthToolkitError as error:
-            raise AuthorizationRefused(error.oauthlib_error.error, error.oauthlib_error.description or "") from error
+            raise AuthorizationRefused(error.oauthlib_error.error, _description(error, request)) from error
         return AuthorizationRequest(
             client=client,
             redirect_uri=redirect_uri,
@@ -196,6 +197,15 @@ def _switch_account(request: HttpRequest, transaction: LoginTransaction) -> Http
     transaction.user, transaction.signed_in_at, transaction.prompt = None, None, "select_account"
     transaction.save(update_fields=["user", "signed_in_at", "prompt"])
     return sign_in_page(request, transaction)
+
+
+def _description(error: OAuthToolkitError, request: HttpRequest) -> str:
+    """The library's words, where it has any; it says of a wrong scope only that it is one."""
+    if error.oauthlib_error.error == "invalid_scope":
+        known = get_scopes_backend().get_all_scopes()
+        unknown = [scope for scope in request.GET.get("scope", "").split() if scope not in known]
+        return f"There is no such scope here: {' '.join(unknown)[:200]}."
+    return error.oauthlib_error.description or ""
 
 
 # -- single checks -----------------------------------------------------------------------------------------------------

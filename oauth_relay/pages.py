@@ -12,7 +12,6 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonRes
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_safe
 
 from oauth_relay.browsers import person_context, signed_in_person
 from oauth_relay.database import DATABASE_AWAY
@@ -104,6 +103,9 @@ def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    if request.path.rstrip("/") in ("/mcp", "/sse"):
+        what = f"The MCP endpoint is {settings.PUBLIC_URL}{request.path.rstrip('/')}, without a slash at its end."
+        return oauth_error("not_found", what, 404)
     what = "There is nothing at this address."
     return _failure(request, 404, "not_found", "Not found", what, "Check the address; CAIR's own pages start at /.")
 
@@ -148,10 +150,13 @@ def _bare_page(status: int, title: str, what: str, repair: str) -> HttpResponse:
 # -- the front page, and whether we are alive --------------------------------------------------------------------------
 
 
-@require_safe
+@csrf_exempt
 def home(request: HttpRequest) -> HttpResponse:
     """What this is, and the lines to paste into each client."""
     mcp_url, sse_url = settings.RESOURCES
+    if request.method not in ("GET", "HEAD"):  # a client whose address lacks its last part
+        said = f"This is a page. The MCP endpoint is {mcp_url}."
+        return oauth_error("invalid_request", said, 405, {"Allow": "GET, HEAD"})
     context = {
         "page_title": "CAIR",
         "public_url": settings.PUBLIC_URL,

@@ -72,6 +72,7 @@ class OAuthClient:
     scope: str = ""
     state: str = ""
     access_token: str = ""
+    granted_scopes: frozenset[str] = frozenset()
     refresh_token: str = ""
     verifier: str = field(default="", repr=False)
 
@@ -184,6 +185,7 @@ class OAuthClient:
             raise DemoFailed(f"The code was refused: {_said(response)}", "Run it again: a code lives one minute.")
         answer: dict[str, Any] = response.json()
         self.access_token, self.refresh_token = answer["access_token"], answer.get("refresh_token", "")
+        self.granted_scopes = frozenset(answer.get("scope", "").split())
         return answer
 
 

@@ -153,13 +153,20 @@ class Walk:
             raise DemoFailed("A tool call did not come back.", "See the server's log.") from late
         except (MCPError, httpx2.HTTPError) as error:
             raise DemoFailed(f"The MCP endpoint refused: {error}", "See the server's log.") from error
+        except ExceptionGroup as several:  # the client's own task group wraps what it meets
+            told = "; ".join(str(error) for error in several.exceptions)
+            raise DemoFailed(f"The MCP endpoint refused: {told}", "See the server's log.") from several
 
     async def _use_tools(self, mcp: Client) -> None:
         say = self.terminal.step
         tools = (await mcp.list_tools()).tools
         say("tools/list", f"MCP {mcp.protocol_version}: {', '.join(tool.name for tool in tools)}")
+        if not self._was_allowed("list_todos", "read:todos"):
+            return
         before = (await self._call(mcp, "list_todos"))["todos"]
         say("list_todos", _listed(before))
+        if not self._was_allowed("create_todo", "write:todos"):
+            return
         made = await self._call(mcp, "create_todo", title="Watch an AI client work on my todos")
         say("create_todo", f"“{made['title']}”, id {made['id']}")
         after = (await self._call(mcp, "list_todos"))["todos"]
@@ -169,6 +176,15 @@ class Walk:
             "list_todos",
             f"{len(after)} now; the API knows their owner as {shortened(made['owner'])}, and never saw the client's token",
         )
+
+    def _was_allowed(self, tool: str, scope: str) -> bool:
+        """Whether the person left `scope` ticked; says what their no means for `tool`."""
+        if scope in self.client.granted_scopes:
+            return True
+        self.terminal.step(
+            tool, f"left out: you unticked {scope}, so it is 403 insufficient_scope, and may be asked for again"
+        )
+        return False
 
     async def _call(self, mcp: Client, tool: str, **arguments: Any) -> dict[str, Any]:
         result = await mcp.call_tool(tool, arguments)

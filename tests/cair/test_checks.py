@@ -48,12 +48,12 @@ def test_an_empty_environment_is_production_and_names_everything_it_lacks(tmp_pa
             "is not a host name",
         ),
         ({"AUTH0_DOMAIN": "https://[", "AUTH0_CLIENT_ID": "a", "AUTH0_CLIENT_SECRET": "b"}, "is not a host name"),
-        ({"PORT": "none"}, "PORT cannot be read"),
-        ({"LOG_LEVEL": "verbose"}, "LOG_LEVEL cannot be read"),
+        ({"PORT": "none"}, "PORT is 'none'"),
+        ({"LOG_LEVEL": "verbose"}, "LOG_LEVEL is 'verbose'"),
         ({"PUBLIC_URL": "https://cair.example.com/base"}, "PUBLIC_URL cannot be read"),
         ({"PUBLIC_URL": "https://["}, "PUBLIC_URL cannot be read"),
         ({"API_BASE_URL": "https://["}, "API_BASE_URL cannot be read"),
-        ({"REDIS_URL": "nonsense"}, "REDIS_URL cannot be read"),
+        ({"REDIS_URL": "http://:hush@x"}, "REDIS_URL cannot be read"),
         ({"CUSTOM_REDIRECT_SCHEMES": "cursor,javascript"}, "CUSTOM_REDIRECT_SCHEMES names javascript"),
         ({"CUSTOM_REDIRECT_SCHEMES": "Cur_sor:"}, "CUSTOM_REDIRECT_SCHEMES names cur_sor"),
     ],
@@ -76,6 +76,33 @@ def test_every_wrong_variable_is_named_at_once(tmp_path: Path) -> None:
     assert "started" not in printed
     for name in ("PORT", "OWN_ACCOUNTS", "CAIR_MASTER_KEYS", "DATABASE_URL", "AUTH0_DOMAIN"):
         assert name in printed
+
+
+def test_a_slip_in_cair_env_is_named_alone(tmp_path: Path) -> None:
+    printed = start({"CAIR_ENV": "developement", "CAIR_ENV_FILE": "/dev/null"}, tmp_path)
+    assert "CAIR_ENV is 'developement'" in printed
+    assert "PUBLIC_URL" not in printed
+
+
+def test_development_speaks_no_https(tmp_path: Path) -> None:
+    printed = start({**DEVELOPMENT, "PUBLIC_URL": "https://localhost:8788"}, tmp_path)
+    assert "started" not in printed
+    assert "http only" in printed
+
+
+def test_a_name_that_is_nearly_one_of_ours_is_asked_about(tmp_path: Path) -> None:
+    file = tmp_path / "settings.env"
+    file.write_text("CAIR_ENV=development\nPUBLC_URL=http://localhost:1\nEDITOR=vi\n")
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "CAIR_ENV_FILE": str(file),
+        "DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3",
+    }
+    command = [sys.executable, "manage.py", "check"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "PUBLC_URL is not a name CAIR knows" in done.stderr
+    assert "Did you mean PUBLIC_URL?" in done.stderr
+    assert "EDITOR" not in done.stderr
 
 
 @pytest.mark.threat("T2")

@@ -105,6 +105,8 @@ def started(*arguments: str, **more: str) -> "subprocess.Popen[str]":
         [sys.executable, "manage.py", "demo", *arguments],
         cwd=servers.ROOT, env=environment(**more), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
+        # Whoever runs the tests in the background ignores Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def test_a_custom_scheme_is_shown_as_a_claim(browser: Browser, ada: User) -> Non
 def test_a_self_registered_client_elsewhere_gets_a_link_not_a_redirect(browser: Browser, ada: User) -> None:
     client = make_client("Evil", ELSEWHERE)
     page = browser.authorize(client, redirect_uri=ELSEWHERE, scope="nonsense")
-    assert is_page(page, "client.example", "error=invalid_scope")
+    assert is_page(page, "client.example", "error=invalid_scope", "no such scope here: nonsense")
     assert page.status_code == 400
 
 

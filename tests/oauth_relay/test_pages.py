@@ -97,6 +97,18 @@ def test_what_nobody_foresaw_says_no_detail(browser: Browser, monkeypatch: pytes
     assert b"secret" not in response.content
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("post", "/", 405), ("get", "/mcp/", 404), ("post", "/sse/", 404)]
+)
+def test_a_client_with_nearly_the_right_address_is_told_the_right_one(
+    browser: Browser, method: str, path: str, status: int
+) -> None:
+    response = getattr(browser, method)(path)
+    assert response.status_code == status
+    resource = settings.RESOURCES[1 if "sse" in path else 0]
+    assert resource in response.json()["error_description"]
+
+
 # -- connections -------------------------------------------------------------------------------------------------------
 
 

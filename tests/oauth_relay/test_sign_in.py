@@ -163,6 +163,10 @@ def test_the_operators_own_sign_in_is_delayed_too(browser: Browser, db: None) ->
     response = browser.post("/admin/login/", {"username": "operator", "password": "open sesame"})
     assert "Too many failed attempts" in response.content.decode()
     assert "_auth_user_id" not in browser.session
+    assert AuditEvent.objects.filter(event="operator.sign_in_failed").count() == sign_in_failures.FREE_FAILURES + 1
+    sign_in_failures.forget_failures("operator")
+    browser.post("/admin/login/", {"username": "operator", "password": "open sesame"})
+    assert AuditEvent.objects.filter(event="operator.signed_in").count() == 1
 
 
 def test_a_name_typed_wrong_is_not_kept_as_it_was_typed(browser: Browser, ada: User) -> None:
