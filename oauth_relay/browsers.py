@@ -104,14 +104,22 @@ def person_context(user: User | None) -> dict[str, Any] | None:
 
 def form_token(transaction: LoginTransaction, stage: str, user: User | None, scopes: list[str]) -> str:
     """A token bound to the transaction, the browser, the account and the scopes shown (T27)."""
-    shown = "\0".join([str(transaction.pk), transaction.browser_digest, stage, str(user.pk if user else ""), *scopes])
-    return salted_hmac("oauth_relay.form", shown, algorithm="sha256").hexdigest()
+    return _form_token(settings.SECRET_KEY, transaction, stage, user, scopes)
 
 
 def is_form_token(
     raw_token: str, transaction: LoginTransaction, stage: str, user: User | None, scopes: list[str]
 ) -> bool:
-    return constant_time_compare(raw_token, form_token(transaction, stage, user, scopes))
+    """Whether a form came from that very page; also from one that was shown before the secret was rotated."""
+    return any(
+        constant_time_compare(raw_token, _form_token(secret, transaction, stage, user, scopes))
+        for secret in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    )
+
+
+def _form_token(secret: str, transaction: LoginTransaction, stage: str, user: User | None, scopes: list[str]) -> str:
+    shown = "\0".join([str(transaction.pk), transaction.browser_digest, stage, str(user.pk if user else ""), *scopes])
+    return salted_hmac("oauth_relay.form", shown, secret=secret, algorithm="sha256").hexdigest()
 
 
 def settle(transaction: LoginTransaction, user: User) -> None:

@@ -40,8 +40,9 @@ ALGORITHM = "RS256"
 _RSA_BITS = 2048
 
 JWKS_MAX_AGE = 300
-MEMORY_LIFETIME = 5.0
-"""Seconds for which a process signs without looking: a compromised key is out of use everywhere after them."""
+MEMORY_LIFETIME = 0.5
+"""Seconds for which a process signs without looking: a compromised key is out of use everywhere after them. The look is
+one row by an index, and the key it names is opened only if it is another one."""
 
 _PUBLISHED = (SigningKey.State.NEXT, SigningKey.State.CURRENT, SigningKey.State.RETIRED)
 
@@ -74,8 +75,7 @@ def sign_api_token(claims: Mapping[str, Any]) -> str:
 
 def jwks() -> dict[str, Any]:
     """The public keys of API tokens, newest first (RFC 7517 §5)."""
-    if _issues_api_tokens():
-        _current_row()
+    ensure_current()
     rows = SigningKey.objects.filter(purpose=API_TOKEN, state__in=_PUBLISHED).order_by("-created")
     return {"keys": [row.public_jwk for row in rows]}
 
@@ -87,6 +87,11 @@ class JwksView(View):
 
     def get(self, request: HttpRequest) -> JsonResponse:
         return JsonResponse(jwks())
+
+
+def ensure_current() -> SigningKey | None:
+    """The current key, made if there is none; None where CAIR issues no API tokens and never did."""
+    return _current_row() if _issues_api_tokens() else _find_current()
 
 
 def _issues_api_tokens() -> bool:
@@ -111,13 +116,14 @@ def _remember(signer: _Signer) -> None:
 def _open_private_key(row: SigningKey) -> RSAPrivateKey:
     if _signer is not None and _signer.kid == str(row.pk):
         return _signer.private_key
-    opened = load_der_private_key(vault.open_sealed(row.private_key, **_binding(row.pk, row.algorithm)), None)
+    opened = load_der_private_key(vault.open_sealed(row.private_key, **binding(row.pk, row.algorithm)), None)
     if not isinstance(opened, RSAPrivateKey):
         raise vault.VaultError(f"signing key {row.pk} is no RSA key")
     return opened
 
 
-def _binding(key_id: uuid.UUID, algorithm: str) -> dict[str, Any]:
+def binding(key_id: uuid.UUID, algorithm: str) -> dict[str, Any]:
+    """What a private half is sealed to."""
     return {"purpose": "signing-key", "row": key_id, "field": "private_key", "algorithm": algorithm, "use": API_TOKEN}
 
 
@@ -127,7 +133,7 @@ def _current_row() -> SigningKey:
         return row
     try:
         with atomic():
-            return _make_current()
+            return make(SigningKey.State.CURRENT)
     except IntegrityError:
         return SigningKey.objects.get(purpose=API_TOKEN, state=SigningKey.State.CURRENT)
 
@@ -136,7 +142,8 @@ def _find_current() -> SigningKey | None:
     return SigningKey.objects.filter(purpose=API_TOKEN, state=SigningKey.State.CURRENT).first()
 
 
-def _make_current() -> SigningKey:
+def make(state: SigningKey.State) -> SigningKey:
+    """A new key in `state`, its private half sealed to its own row. Raises IntegrityError for a second current one."""
     private_key = generate_private_key(public_exponent=65537, key_size=_RSA_BITS)
     key_id = uuid.uuid4()
     pkcs8 = private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
@@ -145,8 +152,8 @@ def _make_current() -> SigningKey:
         purpose=API_TOKEN,
         algorithm=ALGORITHM,
         public_jwk=_public_jwk(private_key, key_id),
-        private_key=vault.seal(pkcs8, **_binding(key_id, ALGORITHM)),
-        state=SigningKey.State.CURRENT,
+        private_key=vault.seal(pkcs8, **binding(key_id, ALGORITHM)),
+        state=state,
         state_since=timezone.now(),
     )
 

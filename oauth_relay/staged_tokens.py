@@ -52,11 +52,11 @@ def stage(transaction: LoginTransaction, answer: TokenAnswer, *, issuer: str, su
         "refresh_token": answer.refresh_token,
         "expires_at": answer.expires_at,
     }
-    transaction.staged_tokens = vault.seal(json.dumps(staged).encode(), **_staged_binding(transaction))
+    transaction.staged_tokens = vault.seal(json.dumps(staged).encode(), **staged_binding(transaction))
     transaction.save(update_fields=["staged_tokens"])
 
 
-def _staged_binding(transaction: LoginTransaction) -> dict[str, Any]:
+def staged_binding(transaction: LoginTransaction) -> dict[str, Any]:
     return {
         "purpose": "staged-tokens",
         "row": transaction.pk,
@@ -94,7 +94,7 @@ def _open_staged(transaction: LoginTransaction) -> _Staged | None:
     if sealed is None or transaction.user_id is None:
         return None
     try:
-        opened = json.loads(vault.open_sealed(sealed, **_staged_binding(transaction)))
+        opened = json.loads(vault.open_sealed(sealed, **staged_binding(transaction)))
     except vault.VaultError as error:
         logger.error("staged tokens are lost, the person will be asked to sign in again: %s", error)
         return None

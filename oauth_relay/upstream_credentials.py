@@ -139,6 +139,11 @@ def _binding(
     }
 
 
+def own_binding(row: UpstreamCredential) -> dict[str, Any]:
+    """What `row` is sealed to by its own account: for a rotation, which opens in order to seal for the same again."""
+    return _binding(row, row.user_id, row.provider, row.audience, row.version)
+
+
 @dataclass(frozen=True)
 class CredentialFacts:
     """What an operator may know of a stored credential. Audiences are None where the access token is opaque."""

@@ -100,15 +100,16 @@ def _begin(transaction: LoginTransaction, upstream: Provider, journey: _Journey)
 
 def _seal_journey(transaction: LoginTransaction, upstream: Provider, journey: _Journey) -> bytes:
     plaintext = json.dumps([journey.nonce, journey.code_verifier]).encode()
-    return vault.seal(plaintext, **_journey_binding(transaction, upstream))
+    return vault.seal(plaintext, **journey_binding(transaction, upstream.name))
 
 
-def _journey_binding(transaction: LoginTransaction, upstream: Provider) -> dict[str, Any]:
+def journey_binding(transaction: LoginTransaction, provider_name: str) -> dict[str, Any]:
+    """What nonce and verifier are sealed to: this row, provider and browser."""
     return {
         "purpose": "upstream-login",
         "row": transaction.pk,
         "field": "login_transaction.upstream_secrets",
-        "provider": upstream.name,
+        "provider": provider_name,
         "browser": transaction.browser_digest,
     }
 
@@ -211,7 +212,7 @@ def _arrive(request: HttpRequest, transaction: LoginTransaction, upstream: Provi
     if code is None:
         raise LoginFailed("the provider sent neither a code nor an error")
     nonce, code_verifier = json.loads(
-        vault.open_sealed(transaction.upstream_secrets or b"", **_journey_binding(transaction, upstream))
+        vault.open_sealed(transaction.upstream_secrets or b"", **journey_binding(transaction, upstream.name))
     )
     proved = UpstreamLoginBackend(upstream).verify_code(
         code,

@@ -12,8 +12,8 @@ import hashlib
 import json
 import logging
 import os
-import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -39,9 +39,6 @@ _TAG_BYTES = 16
 # exactly one commit. Later keys, made by rotation, have random ids.
 _FIRST_KEY_ID = uuid.uuid5(uuid.NAMESPACE_URL, "urn:cair:first-data-key")
 
-SEALING_KEY_LIFETIME = 30.0
-"""Seconds for which a process seals under a key without asking again: a rotation reaches everyone within it."""
-
 
 class VaultError(Exception):
     """Something cannot be sealed or opened. The message is the operator's; an outsider learns nothing from it."""
@@ -49,21 +46,13 @@ class VaultError(Exception):
 
 @dataclass
 class _Memory:
-    """Unwrapped data keys of this process. Opening keys never change; the sealing key is looked up again now and then."""
+    """Unwrapped data keys of this process. Which one seals is asked each time: sealing is rare, and a rotation is at once."""
 
     keys: dict[uuid.UUID, bytes] = field(default_factory=dict)
-    sealing: uuid.UUID | None = None
-    read_at: float = 0.0
 
-    def keep(self, key_id: uuid.UUID, key: bytes, *, sealing: bool) -> None:
-        self.keys[key_id] = key
-        if sealing:
-            self.sealing, self.read_at = key_id, time.monotonic()
-
-    def sealing_key(self) -> tuple[uuid.UUID, bytes] | None:
-        if self.sealing is None or time.monotonic() - self.read_at > SEALING_KEY_LIFETIME:
-            return None
-        return self.sealing, self.keys[self.sealing]
+    def keep_only(self, key_ids: set[uuid.UUID]) -> None:
+        """Forget keys that a rotation has taken away."""
+        self.keys = {key_id: key for key_id, key in self.keys.items() if key_id in key_ids}
 
 
 _memory = _Memory()
@@ -78,7 +67,7 @@ def forget_keys() -> None:
 def seal(plaintext: bytes, *, purpose: str, row: uuid.UUID, **binding: object) -> bytes:
     """`plaintext` as only `open_sealed` with the same purpose, row and binding can read it. Raises VaultError."""
     key_id, data_key = _sealing_key()
-    return _VERSION + key_id.bytes + _encrypt(data_key, plaintext, _associated_data(key_id, purpose, row, binding))
+    return prefix_under(key_id) + _encrypt(data_key, plaintext, _associated_data(key_id, purpose, row, binding))
 
 
 def open_sealed(sealed: bytes | memoryview, *, purpose: str, row: uuid.UUID, **binding: object) -> bytes:
@@ -88,16 +77,19 @@ def open_sealed(sealed: bytes | memoryview, *, purpose: str, row: uuid.UUID, **b
         raise VaultError(f"{purpose} {row}: not a sealed record of a version known here")
     key_id = uuid.UUID(bytes=envelope[1 : 1 + _ID_BYTES])
     try:
-        return _decrypt(
-            _opening_key(key_id), envelope[1 + _ID_BYTES :], _associated_data(key_id, purpose, row, binding)
-        )
+        return _decrypt(opening_key(key_id), envelope[1 + _ID_BYTES :], _associated_data(key_id, purpose, row, binding))
     except InvalidTag:
         raise VaultError(f"{purpose} {row}: was not sealed for this row and binding") from None
 
 
 def sealed_under(sealed: bytes | memoryview) -> uuid.UUID:
-    """The id of the data key that a record needs: what a rotation asks before it re-encrypts."""
+    """The id of the data key that a record needs."""
     return uuid.UUID(bytes=bytes(sealed)[1 : 1 + _ID_BYTES])
+
+
+def prefix_under(key_id: uuid.UUID) -> bytes:
+    """How every record begins that is sealed under this data key: what a rotation looks for."""
+    return _VERSION + key_id.bytes
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
@@ -142,61 +134,71 @@ def _wrapping_data(data_key_id: uuid.UUID, master_key: bytes) -> bytes:
 
 def _sealing_key() -> tuple[uuid.UUID, bytes]:
     """The data key that seals now; made if this is the first secret of the installation."""
-    if found := _memory.sealing_key():
-        return found
     if not settings.MASTER_KEYS:
         raise VaultError("CAIR_MASTER_KEYS is empty: nothing can be sealed")
     key_id = _newest_key_id() or _make_first_key()
-    data_key = _unwrap(key_id)
-    _remember(key_id, data_key, sealing=True)
-    return key_id, data_key
+    return key_id, opening_key(key_id)
 
 
-def _opening_key(key_id: uuid.UUID) -> bytes:
+def opening_key(key_id: uuid.UUID) -> bytes:
+    """The data key of that id, unwrapped; from memory if it has been opened before. Raises VaultError."""
     if found := _memory.keys.get(key_id):
         return found
-    data_key = _unwrap(key_id)
-    _remember(key_id, data_key, sealing=False)
+    try:
+        data_key = unwrap(key_id, settings.MASTER_KEYS)
+    except VaultError as error:
+        logger.error("%s; CAIR_MASTER_KEYS has %d", error, len(settings.MASTER_KEYS))
+        raise
+    _remember(key_id, data_key)
     return data_key
 
 
-def _remember(key_id: uuid.UUID, data_key: bytes, *, sealing: bool) -> None:
+def _remember(key_id: uuid.UUID, data_key: bytes) -> None:
     """Keep a key in memory once its row is certain.
 
     A key made, or only seen, inside a transaction that is rolled back later would seal records nobody can open.
     """
-    on_commit(lambda: _memory.keep(key_id, data_key, sealing=sealing))
+    on_commit(lambda: _memory.keys.__setitem__(key_id, data_key))
 
 
 def _newest_key_id() -> uuid.UUID | None:
-    newest = DataKey.objects.filter(retired_at__isnull=True).order_by("-created").first()
-    return newest.pk if newest else None
+    rows = list(DataKey.objects.order_by("-created").values_list("pk", "retired_at"))
+    _memory.keep_only({key_id for key_id, _ in rows})
+    return next((key_id for key_id, retired_at in rows if retired_at is None), None)
+
+
+def make_key() -> DataKey:
+    """A new data key, wrapped by the first master key. Whoever makes one retires the others with it."""
+    if not settings.MASTER_KEYS:
+        raise VaultError("CAIR_MASTER_KEYS is empty: nothing can wrap a data key")
+    return _make_key(uuid.uuid4())
+
+
+def _make_key(key_id: uuid.UUID) -> DataKey:
+    data_key, master_key = os.urandom(_KEY_BYTES), settings.MASTER_KEYS[0]
+    row = DataKey.objects.create(pk=key_id)
+    wrapped = wrap(key_id, data_key, master_key)
+    Wrapping.objects.create(data_key=row, master_key_id=master_key_id(master_key), wrapped=wrapped)
+    return row
 
 
 def _make_first_key() -> uuid.UUID:
-    """The first data key, wrapped by the first master key; whoever comes second finds the winner's."""
-    data_key, master_key = os.urandom(_KEY_BYTES), settings.MASTER_KEYS[0]
+    """The first data key; whoever comes second finds the winner's."""
     try:
         with atomic():
-            row = DataKey.objects.create(pk=_FIRST_KEY_ID)
-            Wrapping.objects.create(
-                data_key=row,
-                master_key_id=master_key_id(master_key),
-                wrapped=wrap(row.pk, data_key, master_key),
-            )
+            _make_key(_FIRST_KEY_ID)
     except IntegrityError:
         logger.info("another process has made the first data key")
     return _FIRST_KEY_ID
 
 
-def _unwrap(key_id: uuid.UUID) -> bytes:
-    """A data key out of its row, by whichever of our master keys opens it. Raises VaultError."""
-    ours = {master_key_id(key): key for key in settings.MASTER_KEYS}
+def unwrap(key_id: uuid.UUID, master_keys: Sequence[bytes]) -> bytes:
+    """A data key out of its row, by whichever of `master_keys` opens it. Raises VaultError."""
+    ours = {master_key_id(key): key for key in master_keys}
     for wrapping in Wrapping.objects.filter(data_key_id=key_id, master_key_id__in=ours):
         master_key = ours[wrapping.master_key_id]
         try:
             return _decrypt(master_key, bytes(wrapping.wrapped), _wrapping_data(key_id, master_key))
         except InvalidTag:
             logger.error("data key %s: its wrapping under %s is damaged", key_id, wrapping.master_key_id)
-    logger.error("data key %s opens under none of the %d keys in CAIR_MASTER_KEYS", key_id, len(ours))
     raise VaultError(f"data key {key_id} opens under no configured master key")

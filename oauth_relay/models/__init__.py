@@ -1,7 +1,7 @@
 """What the authorization server remembers, one module per subject. docs/stored-data.md says how each secret is kept."""
 
 from oauth_relay.models.audit import AuditEvent
-from oauth_relay.models.clients import Client
+from oauth_relay.models.clients import Client, FormerSecret
 from oauth_relay.models.grants import Consent, Grant, Withdrawal
 from oauth_relay.models.people import Identity, Session, SignInFailure, User
 from oauth_relay.models.secrets import DataKey, SigningKey, UpstreamCredential, Wrapping
@@ -16,6 +16,7 @@ __all__ = [
     "Consent",
     "DataKey",
     "DeviceCode",
+    "FormerSecret",
     "Grant",
     "IDToken",
     "Identity",

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
+from django.contrib.auth.hashers import check_password
 from django.db import models
+from django.utils import timezone
 from oauth2_provider.models import AbstractApplication, ApplicationManager
 
 from oauth_relay import redirect_uris
@@ -62,3 +65,30 @@ class Client(AbstractApplication):
 
     def redirect_uri_allowed(self, uri: str) -> bool:
         return redirect_uris.is_allowed(uri) and super().redirect_uri_allowed(uri)
+
+
+class FormerSecretQuerySet(models.QuerySet["FormerSecret"]):
+    def good(self) -> "FormerSecretQuerySet":
+        return self.filter(good_until__gt=timezone.now())
+
+
+class FormerSecret(models.Model):
+    """A client secret that was rotated out and is still good for a while, as its hash.
+
+    A table, not a column of the client: a client has none for most of its life, may have several for a day, and what
+    is written here touches no row that a sign-in or a refresh waits for.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    client = models.ForeignKey(Client, on_delete=models.CASCADE, related_name="former_secrets")
+    secret = models.CharField(max_length=255, editable=False, help_text="Hashed, as the client's own.")
+    rotated_at = models.DateTimeField(auto_now_add=True)
+    good_until = models.DateTimeField()
+
+    objects = FormerSecretQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"Former secret {self.pk}"
+
+    def fits(self, raw_secret: str) -> bool:
+        return check_password(raw_secret, self.secret)
