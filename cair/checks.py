@@ -10,6 +10,9 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from cair.env import GENERATED, is_base_url
 from oauth_relay.loopback import is_loopback
 
+LONGEST_GROUP = 150
+"""What Django's table of groups holds."""
+
 
 def _error(variable: str, message: str, hint: str, number: int) -> Error:
     return Error(
@@ -40,6 +43,26 @@ def check_provider(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     if domain and not _is_provider_address(domain if "://" in domain else f"https://{domain}"):
         hint = "Set it to the tenant's host name, such as example.eu.auth0.com."
         found.append(_error("AUTH0_DOMAIN", "is not a host name", hint, 3))
+    return found
+
+
+@register(Tags.security)
+def check_admission(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """An allow-list or a table of groups that cannot do what it says (cair.E004 … E007)."""
+    lists, providers = settings.ADMISSION, settings.UPSTREAM_PROVIDERS
+    found: list[CheckMessage] = []
+    if lists["usernames"] and "github" not in providers:
+        hint = "Set GITHUB_CLIENT_ID and GITHUB_CLIENT_SECRET, or list people by ALLOWED_EMAILS."
+        found.append(_error("ALLOWED_USERNAMES", "names logins of GitHub, where nobody signs in", hint, 4))
+    if any(lists.values()) and settings.OWN_ACCOUNTS and providers:
+        hint = "Own accounts are an operator's own list. Set OWN_ACCOUNTS=false to let in only whom the lists name."
+        found.append(Warning("OWN_ACCOUNTS is on: the ALLOWED_ lists do not concern it.", hint=hint, id="cair.W005"))
+    if any(len(group) > LONGEST_GROUP for _, group in settings.GROUPS_MAP):
+        hint = "Give it a shorter name."
+        found.append(_error("GROUPS_MAP", f"names a group with more than {LONGEST_GROUP} letters", hint, 7))
+    for lacking, given in (("GROUPS_CLAIM", "GROUPS_MAP"), ("GROUPS_MAP", "GROUPS_CLAIM")):
+        if getattr(settings, given) and not getattr(settings, lacking):
+            found.append(_error(lacking, f"is missing, while {given} is set", "Set both, or neither.", 6))
     return found
 
 

@@ -1,6 +1,6 @@
 """The scopes that exist are the scopes the tools ask for: one catalogue for metadata, consent page and token endpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -27,3 +27,8 @@ class ToolScopes(BaseScopes):
     def tools_opened_by(self, scope: str) -> Sequence[tuple[str, str]]:
         """Name and title of each tool that `scope` opens, in listing order."""
         return [(tool.name, tool.title) for tool in registry.tools() if scope in tool.scopes]
+
+    def apis_reached_with(self, scopes: Collection[str]) -> frozenset[str]:
+        """The APIs that somebody with these scopes can reach through some tool."""
+        held = set(scopes)
+        return frozenset(tool.api for tool in registry.tools() if tool.api is not None and tool.scopes <= held)

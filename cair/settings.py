@@ -5,9 +5,11 @@ remembered in `ENVIRONMENT.problems` and named by `cair.checks`, all at once, be
 """
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cair.env import Environment, development_secrets
+from cair.providers import api_token_provider, configured_providers
 from oauth_relay.loopback import is_loopback
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -253,28 +255,27 @@ OAUTH2_PROVIDER = {
     "OAUTH2_TOKEN_ENDPOINT_AUTH_METHODS_SUPPORTED": ["none", "client_secret_post", "client_secret_basic"],
 }
 
-# -- sign-in: own accounts, or the identity provider -------------------------------------------------------------------
+# -- sign-in: own accounts, or identity providers ----------------------------------------------------------------------
 
-AUTH0_AUDIENCE = ENVIRONMENT.text("AUTH0_AUDIENCE", "urn:todos-api")
-UPSTREAM_PROVIDERS: dict[str, dict[str, str]] = {}
+# Auth0, the OpenID issuers of PROVIDERS, GitHub: in this order on the sign-in page, the first with /callback.
 AUTH0_DOMAIN = ENVIRONMENT.text("AUTH0_DOMAIN").rstrip("/")
-if AUTH0_DOMAIN:
-    # A host name, https implied; in development an http origin on loopback may stand in for Auth0.
-    AUTH0_ORIGIN = AUTH0_DOMAIN if "://" in AUTH0_DOMAIN else f"https://{AUTH0_DOMAIN}"
-    UPSTREAM_PROVIDERS["auth0"] = {
-        "label": ENVIRONMENT.text("AUTH0_LABEL", "Auth0"),
-        "discovery": f"{AUTH0_ORIGIN}/.well-known/openid-configuration",
-        "client_id": ENVIRONMENT.text("AUTH0_CLIENT_ID"),
-        "client_secret": ENVIRONMENT.text("AUTH0_CLIENT_SECRET"),
-        "audience": AUTH0_AUDIENCE,
-        "scope": ENVIRONMENT.text(
-            "AUTH0_SCOPE", "openid email profile offline_access read:todos write:todos read:billing"
-        ),
-    }
+UPSTREAM_PROVIDERS = configured_providers(ENVIRONMENT, development=DEVELOPMENT)
 UPSTREAM_TIMEOUT = ENVIRONMENT.integer("UPSTREAM_TIMEOUT", 10, least=1, most=60)
 # As soon as a provider is configured, people sign in there; an operator may allow both.
 OWN_ACCOUNTS = ENVIRONMENT.boolean("OWN_ACCOUNTS", not UPSTREAM_PROVIDERS)
 DEMO_USER = DEVELOPMENT and ON_LOOPBACK and not UPSTREAM_PROVIDERS and ENVIRONMENT.boolean("DEMO_USER", True)
+
+# Who of those whom a provider signs in may come in. One entry that fits is enough; with no entry at all, everybody.
+ADMISSION: dict[str, Any] = {
+    "emails": frozenset(word.lower() for word in ENVIRONMENT.words("ALLOWED_EMAILS")),
+    "domains": frozenset(word.lower().lstrip("@") for word in ENVIRONMENT.words("ALLOWED_DOMAINS")),
+    "usernames": frozenset(word.lower() for word in ENVIRONMENT.words("ALLOWED_USERNAMES")),
+    "organisations": frozenset(ENVIRONMENT.words("ALLOWED_ORGANISATIONS")),
+    "claims": ENVIRONMENT.pairs("ALLOWED_CLAIMS"),
+}
+# A provider's groups become Django's by this table and in no other way (T25).
+GROUPS_CLAIM = ENVIRONMENT.text("GROUPS_CLAIM")
+GROUPS_MAP = ENVIRONMENT.pairs("GROUPS_MAP")
 
 # -- the gateway -------------------------------------------------------------------------------------------------------
 
@@ -285,12 +286,15 @@ MCP_BODY_LIMIT = ENVIRONMENT.integer("MCP_BODY_LIMIT", 1024 * 1024, least=1024, 
 API_LABEL = ENVIRONMENT.text("API_LABEL", "Todos")
 API_BASE_URL = ENVIRONMENT.base_url("API_BASE_URL", OWN_ADDRESS)
 # The APIs that tools call. Each has one source of tokens: a provider's name, or `cair` itself; never a fallback (T22).
+API_TOKEN_PROVIDER = api_token_provider(ENVIRONMENT, UPSTREAM_PROVIDERS)
+API_TOKEN_ISSUER = UPSTREAM_PROVIDERS.get(API_TOKEN_PROVIDER)
+API_AUDIENCE = API_TOKEN_ISSUER["audience"] if API_TOKEN_ISSUER else ENVIRONMENT.text("AUTH0_AUDIENCE", "urn:todos-api")
 UPSTREAM_APIS = {
     "todos": {
         "base_url": API_BASE_URL,
         "host": PUBLIC_HOST if API_BASE_URL == OWN_ADDRESS else "",
-        "audience": AUTH0_AUDIENCE,
-        "token_source": "auth0" if UPSTREAM_PROVIDERS else "cair",
+        "audience": API_AUDIENCE,
+        "token_source": API_TOKEN_PROVIDER,
     },
 }
 
@@ -298,10 +302,10 @@ UPSTREAM_APIS = {
 
 # It trusts one issuer: the provider, or CAIR. It reads the issuer's own documents, as it would in a process of its own.
 TODOS = {
-    "AUDIENCE": AUTH0_AUDIENCE,
-    "ISSUER": "" if UPSTREAM_PROVIDERS else PUBLIC_URL,
-    "DISCOVERY": UPSTREAM_PROVIDERS["auth0"]["discovery"] if UPSTREAM_PROVIDERS else "",
-    "JWKS_URL": "" if UPSTREAM_PROVIDERS else f"{OWN_ADDRESS}/.well-known/jwks.json",
-    "JWKS_HOST": "" if UPSTREAM_PROVIDERS else PUBLIC_HOST,
+    "AUDIENCE": API_AUDIENCE,
+    "ISSUER": "" if API_TOKEN_ISSUER else PUBLIC_URL,
+    "DISCOVERY": API_TOKEN_ISSUER["discovery"] if API_TOKEN_ISSUER else "",
+    "JWKS_URL": "" if API_TOKEN_ISSUER else f"{OWN_ADDRESS}/.well-known/jwks.json",
+    "JWKS_HOST": "" if API_TOKEN_ISSUER else PUBLIC_HOST,
     "SAMPLE_ROWS": DEVELOPMENT,
 }

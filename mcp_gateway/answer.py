@@ -31,11 +31,11 @@ from mcp_gateway import VERSION, jsonrpc
 from mcp_gateway.errors import InsufficientScope, ToolError
 from mcp_gateway.tools import Call, Tool, registry
 from mcp_gateway.upstream_api import UpstreamApi
-from oauth_relay import audit
+from oauth_relay import audit, upstream_tokens
 from oauth_relay.access_tokens import Principal
 from oauth_relay.audit import Event
 from oauth_relay.database import DATABASE_AWAY, in_database
-from oauth_relay.upstream_tokens import UpstreamLoginRequired, UpstreamUnavailable
+from oauth_relay.upstream_tokens import UpstreamLoginRequired, UpstreamRefused, UpstreamUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +109,25 @@ async def judge(message: jsonrpc.Message, exchange: Exchange) -> Tool | None:
     if tool is None or not await is_permitted(tool, exchange.principal):
         await _record(exchange, tool, "unknown_tool")
         raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {name[:128]}")
+    # Asked in either case: one authorization is then for both, ours and the provider's.
+    must_be_widened = await _must_be_widened(tool, exchange.principal)
     if not tool.scopes <= exchange.principal.scopes:
         await _record(exchange, tool, "insufficient_scope")
         raise InsufficientScope(tool.scopes)
+    if must_be_widened:
+        await _record(exchange, tool, "insufficient_upstream_scope")
+        raise InsufficientScope(tool.scopes)
     return tool
+
+
+async def _must_be_widened(tool: Tool, principal: Principal) -> bool:
+    """Whether the person should be asked, this once, for what the provider has not given yet (DESIGN §4.9)."""
+    if tool.api is None or tool.upstream_scope is None:
+        return False
+    try:
+        return await upstream_tokens.must_be_widened(principal, tool.api, tool.upstream_scope)
+    except (UpstreamLoginRequired, UpstreamRefused, UpstreamUnavailable):
+        return False  # the call itself meets the same, and says so
 
 
 async def is_permitted(tool: Tool, principal: Principal) -> bool:

@@ -22,7 +22,7 @@ from yarl import URL
 from mcp_gateway.errors import ToolError
 from oauth_relay import upstream_tokens
 from oauth_relay.access_tokens import Principal
-from oauth_relay.upstream_tokens import UpstreamToken
+from oauth_relay.upstream_tokens import UpstreamRefused, UpstreamToken
 
 logger = logging.getLogger(__name__)
 
@@ -97,16 +97,25 @@ class UpstreamApi:
         self, method: str, path: str, segments: tuple[str, ...], params: Mapping[str, Any] | None, body: Any
     ) -> Any:
         url = address(self._settings["base_url"], path, segments, params)
+        try:
+            response = await self._ask(method, url, body)
+        except UpstreamRefused as error:
+            logger.warning("%s: %s; the person was sent to sign in for it before", self.name, error)
+            raise ToolError(self._sentence(_Response(401, "", "", b""))) from None
+        if not 200 <= response.status < 300:
+            logger.info("%s answered %s %s with %s", self.name, method, url.path, response.status)
+            raise ToolError(self._sentence(response))
+        return self._value(response)
+
+    async def _ask(self, method: str, url: URL, body: Any) -> _Response:
+        """What the API says to the person's token; to another one, if it does not take the first."""
         token = await upstream_tokens.upstream_token_for(self._principal, self.name)
         response = await self._send(method, url, token, body)
         if response.status == 401:
             # The API knows better than our clock: ask door 2 once for another, try once more (T10).
             token = await upstream_tokens.upstream_token_for(self._principal, self.name, rejected_version=token.version)
             response = await self._send(method, url, token, body)
-        if not 200 <= response.status < 300:
-            logger.info("%s answered %s %s with %s", self.name, method, url.path, response.status)
-            raise ToolError(self._sentence(response))
-        return self._value(response)
+        return response
 
     async def _send(self, method: str, url: URL, token: UpstreamToken, body: Any) -> _Response:
         """One request. Raises ToolError when there is no answer."""

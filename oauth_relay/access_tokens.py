@@ -98,6 +98,8 @@ def concerns(principal: Principal, kind: str, reference: str) -> bool:
             return str(principal.client_pk) == reference
         case Withdrawal.Kind.USER:
             return str(principal.user_id) == reference
+        case Withdrawal.Kind.CREDENTIAL:
+            return False  # of the provider's tokens: ours are as good as before
     return True  # a kind this version does not know: forget rather than trust
 
 
@@ -142,6 +144,8 @@ def _look_up(digest: str, resource: str) -> Principal:
         raise InvalidToken("issued for another resource")
     if grant is None or not grant.is_open:
         raise InvalidToken("its grant is withdrawn")
+    if grant.suspended_at is not None:
+        raise InvalidToken("its person has signed out at the provider")
     if user is None or not user.is_active:
         raise InvalidToken("its person is no longer active")
     if client is None or client.blocked_at is not None:

@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from oauth_relay import audit
 from oauth_relay.models import (
     AccessToken,
+    AdmissionPin,
     AuditEvent,
     Consent,
     Grant,
@@ -115,7 +116,7 @@ class IDTokenAdmin(ReadOnlyAdmin):
 
 @admin.register(Grant)
 class GrantAdmin(ReadOnlyAdmin):
-    list_display = ("id", "user", "client", "created", "last_used_at", "withdrawn_at", "withdrawn_by")
+    list_display = ("id", "user", "client", "created", "last_used_at", "suspended_at", "withdrawn_at", "withdrawn_by")
     list_filter = ("withdrawn_by",)
     ordering = ("-created",)
 
@@ -142,6 +143,17 @@ class UpstreamCredentialAdmin(ReadOnlyAdmin):
 @admin.register(SigningKey)
 class SigningKeyAdmin(ReadOnlyAdmin):
     list_display = ("id", "purpose", "algorithm", "state", "state_since")
+
+
+@admin.register(AdmissionPin)
+class AdmissionPinAdmin(ReadOnlyAdmin):
+    """Whom an entry of an allow-list means. Deleting the row lets the entry mean the next who comes under its name."""
+
+    list_display = ("entry", "issuer", "subject", "created")
+    search_fields = ("entry", "subject")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return admin.ModelAdmin.has_delete_permission(self, request, obj)
 
 
 class IdentityInline(admin.TabularInline):

@@ -14,11 +14,13 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare, salted_hmac
 
-from oauth_relay import audit
+from oauth_relay import audit, suspensions
 from oauth_relay.digests import digest_of
 from oauth_relay.models import LoginTransaction, User
 
 OWN = "own"
+_SIGNED_OUT = "signed_out"
+_LONGEST_SID = 255
 OWN_BACKEND = "django.contrib.auth.backends.ModelBackend"
 PROVIDER_BACKEND = "oauth_relay.upstream_identities.UpstreamLoginBackend"
 
@@ -67,11 +69,29 @@ def find_transaction(request: HttpRequest, raw_id: str | None) -> LoginTransacti
 # -- the session -------------------------------------------------------------------------------------------------------
 
 
-def open_session(request: HttpRequest, user: User, way: str) -> None:
-    """Sign `user` in, in this browser, and remember how: `own`, or the provider's name."""
+def open_session(request: HttpRequest, user: User, way: str, upstream_sid: object = None) -> None:
+    """Sign `user` in, in this browser, and remember how: `own`, or the provider's name.
+
+    `upstream_sid` is the provider's own name of its session, by which it may end this one (OpenID Connect Back-Channel
+    Logout 1.0 §2.1). What waited for a sign-in of this person goes on.
+    """
     auth.login(request, user, backend=OWN_BACKEND if way == OWN else PROVIDER_BACKEND)
+    request.session.pop(_SIGNED_OUT, None)
     request.session["way"] = way
+    is_sid = isinstance(upstream_sid, str) and len(upstream_sid) <= _LONGEST_SID and upstream_sid.isprintable()
+    request.session["upstream_sid"] = upstream_sid if is_sid else ""
+    suspensions.resume(user)
     audit.record_within(audit.Event("user.signed_in", pseudonym=user.pseudonym, detail={"way": way}))
+
+
+def note_sign_out(request: HttpRequest) -> None:
+    """Whoever signs in next in this browser is asked who they are: the provider may still know the last one (T30)."""
+    request.session[_SIGNED_OUT] = True
+
+
+def has_signed_out(request: HttpRequest) -> bool:
+    """Whether somebody signed out in this browser and nobody has signed in since."""
+    return request.session.get(_SIGNED_OUT) is True
 
 
 def signed_in_person(request: HttpRequest) -> User | None:

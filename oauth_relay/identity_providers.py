@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
-from urllib.parse import quote_plus, urlsplit
+from urllib.parse import parse_qsl, quote_plus, urlsplit
 
 import jwt
 import requests
 from django.conf import settings
+from django.utils.module_loading import import_string
 from requests.auth import AuthBase
 
 from oauth_relay.loopback import is_loopback
@@ -34,6 +35,12 @@ CONNECT_TIMEOUT = 3.0
 _LARGEST_ANSWER = 512 * 1024
 _CHUNK = 16 * 1024
 _LONGEST_LIFETIME = 366 * 86400.0
+
+KINDS = {"openid": "oauth_relay.identity_providers.Provider", "github": "oauth_relay.providers.github.GitHub"}
+"""What a provider's configuration may name as its `kind`: an adapter is one class of the shape of `Provider`."""
+
+_OFFER_ACCOUNTS = ("https://accounts.google.com", "https://login.microsoftonline.com/", "https://github.com")
+"""Issuers that understand `prompt=select_account` and do not list it."""
 
 # RFC 8725 §3.1: the algorithms are ours to name, never the token's. Each with the kind of key it may be used with.
 SIGNING_ALGORITHMS = {"RS256": "RSA", "PS256": "RSA", "ES256": "EC"}
@@ -76,6 +83,17 @@ class _NoCredentials(AuthBase):
         return request
 
 
+class BearerCredentials(AuthBase):
+    """RFC 6750 §2.1: a person's token, for the provider's own API."""
+
+    def __init__(self, access_token: str) -> None:
+        self.access_token = access_token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.access_token}"
+        return request
+
+
 class _ClientCredentials(AuthBase):
     """RFC 6749 §2.3.1: id and secret are form-encoded before they become Basic credentials."""
 
@@ -99,8 +117,27 @@ def _make_session() -> requests.Session:
 _session = _make_session()
 
 
-def _call(method: str, url: str, *, auth: AuthBase | None = None, form: Mapping[str, str] | None = None) -> Any:
-    """Status and JSON object of one call. Raises ProviderUnavailable."""
+def call(
+    method: str,
+    url: str,
+    *,
+    auth: AuthBase | None = None,
+    form: Mapping[str, str] | None = None,
+    shape: type[dict] | type[list] = dict,
+) -> Any:
+    """Status and JSON of one call: an object, or a list where that is what the `shape` says. Raises ProviderUnavailable.
+
+    Only a success has to have the shape; an error is an object everywhere.
+    """
+    status, body = _fetch(method, url, auth, form)
+    try:
+        return status, _json_of(shape if status == 200 else dict, body, status)
+    except _Unreadable as error:
+        raise ProviderUnavailable(f"{urlsplit(url).hostname}: {error}") from error
+
+
+def _fetch(method: str, url: str, auth: AuthBase | None, form: Mapping[str, str] | None) -> tuple[int, bytes]:
+    """Status and body of one call. Raises ProviderUnavailable."""
     host = urlsplit(url).hostname
     timeout = settings.UPSTREAM_TIMEOUT
     deadline = time.monotonic() + timeout + CONNECT_TIMEOUT
@@ -116,14 +153,14 @@ def _call(method: str, url: str, *, auth: AuthBase | None = None, form: Mapping[
             stream=True,
             proxies={"no_proxy": host} if host and is_loopback(host) else None,
         ) as response:
-            return response.status_code, _json_object(_read(response, deadline), response.status_code)
+            return response.status_code, _read(response, deadline)
     except requests.RequestException as error:
         raise ProviderUnavailable(f"{host}: {error.__class__.__name__}") from error
-    except _NotAnObject as error:
+    except _Unreadable as error:
         raise ProviderUnavailable(f"{host}: {error}") from error
 
 
-class _NotAnObject(Exception):
+class _Unreadable(Exception):
     """The body is not what was asked for."""
 
 
@@ -133,19 +170,19 @@ def _read(response: requests.Response, deadline: float) -> bytes:
     for chunk in response.iter_content(_CHUNK):
         body += chunk
         if len(body) > _LARGEST_ANSWER:
-            raise _NotAnObject("the answer is too large")
+            raise _Unreadable("the answer is too large")
         if time.monotonic() > deadline:
-            raise _NotAnObject("the answer takes too long")
+            raise _Unreadable("the answer takes too long")
     return bytes(body)
 
 
-def _json_object(body: bytes, status: int) -> dict[str, Any]:
+def _json_of(shape: type[dict] | type[list], body: bytes, status: int) -> Any:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        raise _NotAnObject(f"status {status}, and not JSON") from None
-    if not isinstance(found, dict):
-        raise _NotAnObject(f"status {status}, and no JSON object")
+        raise _Unreadable(f"status {status}, and not JSON") from None
+    if not isinstance(found, shape):
+        raise _Unreadable(f"status {status}, and no JSON {'object' if shape is dict else 'list'}")
     return found
 
 
@@ -182,7 +219,7 @@ class _Document:
 
     def _fetch(self, address: Callable[[], str]) -> None:
         try:
-            status, found = _call("GET", address())
+            status, found = call("GET", address())
             if status != 200:
                 raise ProviderUnavailable(f"a document came with status {status}")
             self._content, self._read_at, self._failure = self._check(found), time.monotonic(), ""
@@ -196,7 +233,12 @@ class _Document:
 
 
 class Provider:
-    """One entry of settings.UPSTREAM_PROVIDERS, with what it publishes."""
+    """One entry of settings.UPSTREAM_PROVIDERS, with what it publishes. This one speaks OpenID Connect.
+
+    Another kind bends what differs: where it is asked, how it answers, and who the person is.
+    """
+
+    has_id_tokens = True
 
     def __init__(self, name: str, configuration: Mapping[str, str]) -> None:
         self.name = name
@@ -204,7 +246,9 @@ class Provider:
         self.client_id = configuration["client_id"]
         self.audience = configuration["audience"]
         self.scope = configuration["scope"]
-        self._discovery = configuration["discovery"]
+        self.audience_parameter = configuration.get("audience_parameter", "audience")
+        self.parameters = dict(parse_qsl(configuration.get("parameters", "")))
+        self._discovery = configuration.get("discovery", "")
         self._client_secret = configuration["client_secret"]
         self._method = ""
         self._metadata = _Document(self._checked_metadata)
@@ -231,12 +275,70 @@ class Provider:
             raise ProviderUnavailable(f"{self.name}: the discovery document is another issuer's")
         return found
 
+    def endpoint(self, name: str) -> str | None:
+        """An address that a provider may offer or not. Raises ProviderUnavailable."""
+        found = self.metadata().get(name)
+        return found if isinstance(found, str) and self._is_acceptable(found) else None
+
+    def prompt_for_another_person(self) -> str:
+        """The word that keeps a provider from silently signing in whoever it saw last (T30).
+
+        `select_account` where it is known to be understood: some refuse the whole request for a word they do not know.
+        """
+        listed = self.metadata().get("prompt_values_supported")
+        words = listed if isinstance(listed, list) else []
+        knows = "select_account" in words or self.issuer.startswith(_OFFER_ACCOUNTS)
+        return "select_account" if knows else "login"
+
     def _is_acceptable(self, url: str) -> bool:
         """Endpoints are https, as the document was; on loopback, for development, http will do."""
         parts = urlsplit(url)
         return parts.scheme == "https" or (
             parts.scheme == "http" and is_loopback(parts.hostname) and self._discovery.startswith("http://")
         )
+
+    # -- the request for a person ----------------------------------------------------------------------------------------
+
+    def authentication_request(
+        self,
+        *,
+        redirect_uri: str,
+        state: str,
+        nonce: str,
+        code_challenge: str,
+        prompt: Sequence[str] = (),
+        login_hint: str = "",
+        scope: str = "",
+    ) -> dict[str, str]:
+        """The parameters that ask this provider for a person (OpenID Connect Core 1.0 §3.1.2.1, RFC 7636 §4.3)."""
+        optional = {
+            **self.parameters,
+            **self.audience_request(),
+            "prompt": self._prompt(prompt),
+            "login_hint": login_hint,
+            # Silent single sign-on is not fresh (T30): the provider has to ask, and to say when it did.
+            "max_age": "0" if "login" in prompt else "",
+        }
+        return {
+            "response_type": "code",
+            "client_id": self.client_id,
+            "redirect_uri": redirect_uri,
+            "scope": scope or self.scope,
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": code_challenge,
+            "code_challenge_method": "S256",
+            **{name: value for name, value in optional.items() if value},
+        }
+
+    def _prompt(self, words: Sequence[str]) -> str:
+        """What the client wants asked, and what this product wants asked; `none` stands alone, or it is an error."""
+        own = self.parameters.get("prompt", "").split()
+        return "none" if "none" in words else " ".join(dict.fromkeys([*words, *own]))
+
+    def audience_request(self) -> dict[str, str]:
+        """How this product is told which API the token is for: `audience`, RFC 8707's `resource`, or not at all."""
+        return {self.audience_parameter: self.audience} if self.audience_parameter and self.audience else {}
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
@@ -272,15 +374,42 @@ class Provider:
                 "code": code,
                 "redirect_uri": redirect_uri,
                 "code_verifier": code_verifier,
+                **self._resource_again(),
             }
         )
 
     def refresh(self, refresh_token: str) -> TokenAnswer:
         """RFC 6749 §6. An answer without a refresh token keeps the one that was sent. Same errors."""
-        answer = self._ask_for_tokens({"grant_type": "refresh_token", "refresh_token": refresh_token})
+        form = {"grant_type": "refresh_token", "refresh_token": refresh_token, **self._resource_again()}
+        answer = self._ask_for_tokens(form)
         if answer.refresh_token:
             return answer
         return TokenAnswer(answer.access_token, refresh_token, answer.id_token, answer.scope, answer.expires_at)
+
+    def _resource_again(self) -> dict[str, str]:
+        """RFC 8707 §2.2: without it the token would be for the provider's own userinfo, and not for the API."""
+        return self.audience_request() if self.audience_parameter == "resource" else {}
+
+    def revoke(self, refresh_token: str) -> bool:
+        """RFC 7009 §2.1. False where this provider offers none. Raises ProviderUnavailable."""
+        endpoint = self.endpoint("revocation_endpoint")
+        if endpoint is None:
+            return False
+        form = {"token": refresh_token, "token_type_hint": "refresh_token"}
+        status = 0
+        for method in self._ways_to_authenticate():
+            status, _ = _fetch("POST", endpoint, *self._authenticated(method, form))
+            if status == 200:  # > The content of the response body is ignored by the client (RFC 7009 §2.2)
+                return True
+            if not 400 <= status < 500:
+                break
+        raise ProviderUnavailable(f"{self.name}: the revocation endpoint answered with status {status}")
+
+    def _authenticated(self, method: str, form: dict[str, str]) -> tuple[AuthBase | None, dict[str, str]]:
+        """How a request says that it is ours: in a header, or in two more fields."""
+        if method == "client_secret_post":
+            return None, {**form, "client_id": self.client_id, "client_secret": self._client_secret}
+        return _ClientCredentials(self.client_id, self._client_secret), form
 
     def _ask_for_tokens(self, form: dict[str, str]) -> TokenAnswer:
         """One token request, in the way of authenticating that this provider takes from this client.
@@ -299,18 +428,14 @@ class Provider:
 
     def _ask_as(self, method: str, form: dict[str, str]) -> TokenAnswer:
         endpoint = str(self.metadata()["token_endpoint"])
-        auth: AuthBase | None = None
-        if method == "client_secret_post":
-            form = {**form, "client_id": self.client_id, "client_secret": self._client_secret}
-        else:
-            auth = _ClientCredentials(self.client_id, self._client_secret)
+        auth, form = self._authenticated(method, form)
         asked_at = time.time()
-        status, found = _call("POST", endpoint, auth=auth, form=form)
+        status, found = call("POST", endpoint, auth=auth, form=form)
         if 400 <= status < 500 and status != 429 and isinstance(found.get("error"), str):
-            raise ProviderRefused(_plain_code(found["error"]))
+            raise ProviderRefused(plain_code(found["error"]))
         self._method = method
         if status == 200:
-            return _token_answer(found, asked_at)
+            return token_answer(found, asked_at)
         raise ProviderUnavailable(f"{self.name}: the token endpoint answered with status {status}")
 
     def _ways_to_authenticate(self) -> list[str]:
@@ -345,7 +470,8 @@ def _fits(key: Mapping[str, Any], unverified_header: Mapping[str, Any]) -> bool:
     )
 
 
-def _token_answer(found: Mapping[str, Any], asked_at: float) -> TokenAnswer:
+def token_answer(found: Mapping[str, Any], asked_at: float) -> TokenAnswer:
+    """A token response, read. Raises ProviderUnavailable."""
     access_token = found.get("access_token")
     if not isinstance(access_token, str) or not access_token or str(found.get("token_type")).lower() != "bearer":
         raise ProviderUnavailable("the token endpoint answered without a bearer token")
@@ -364,7 +490,7 @@ def _text(found: Mapping[str, Any], name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _plain_code(error: str) -> str:
+def plain_code(error: str) -> str:
     """RFC 6749 §5.2 gives error codes a small alphabet; anything else must not reach a log or a column."""
     return error[:64] if error.isascii() and error.isprintable() else "unreadable_error"
 
@@ -376,4 +502,6 @@ def provider(name: str) -> Provider:
 
 @lru_cache(maxsize=16)
 def _provider(name: str, configuration: tuple[tuple[str, str], ...]) -> Provider:
-    return Provider(name, dict(configuration))
+    found = dict(configuration)
+    kind: type[Provider] = import_string(KINDS[found.get("kind", "openid")])
+    return kind(name, found)

@@ -23,6 +23,7 @@ PROTOCOL_PATHS = (
     "/token",
     "/register",
     "/revoke",
+    "/backchannel-logout",
     "/.well-known/",
     "/api/",
     "/mcp",

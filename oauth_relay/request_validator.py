@@ -4,6 +4,7 @@ oauthlib asks it at each step of /token and /revoke; every question is answered 
 here too: a token is for the resources that were granted, or for fewer.
 """
 
+import logging
 import os
 import uuid
 from datetime import timedelta
@@ -20,10 +21,12 @@ from oauth2_provider.oauth2_validators import OAuth2Validator
 from oauth2_provider.settings import oauth2_settings
 from oauthlib.oauth2.rfc6749 import errors
 
-from oauth_relay import audit, consents
+from oauth_relay import audit, consents, suspensions
 from oauth_relay.digests import digest_of
 from oauth_relay.models import AccessToken, AuthorizationCode, Client, FormerSecret, Grant, RefreshToken
 from oauth_relay.withdrawals import withdraw_family
+
+logger = logging.getLogger(__name__)
 
 MOST_REPLAYS = 20
 REPLAY_AFTER_USE = timedelta(seconds=30)
@@ -122,7 +125,11 @@ class RelayRequestValidator(OAuth2Validator):
             return False
         request.relay_grant = grant = live_grant_for(row, request)
         row.refresh_from_db()
-        if grant.suspended_at is not None or (row.revoked is None and row.expires_at <= timezone.now()):
+        if suspensions.is_suspended(grant, row.scope.split()):
+            # Before anything is judged, spent or counted: the same token is good again after the person's sign-in.
+            logger.info("refresh refused: grant %s waits for its person to sign in again", grant.pk)
+            return False
+        if row.revoked is None and row.expires_at <= timezone.now():
             return False
         request.user, request.refresh_token, request.refresh_token_instance = row.user, refresh_token, row
         request.resource = narrowed_resource(request, row.resource)

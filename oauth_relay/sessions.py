@@ -30,8 +30,10 @@ class SessionStore(DatabaseSessionStore):
         return bool(super().exists(digest_of(session_key)))
 
     def create_model_instance(self, data: dict[str, Any]) -> Any:
-        row = super().create_model_instance(data)
+        row: Any = super().create_model_instance(data)
         row.session_key = digest_of(row.session_key)
+        row.user_id, row.provider = data.get("_auth_user_id"), data.get("way", "")
+        row.upstream_sid = data.get("upstream_sid", "")
         return row
 
     def delete(self, session_key: str | None = None) -> None:

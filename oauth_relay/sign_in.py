@@ -1,4 +1,4 @@
-"""/login and /logout: the decision on the sign-in page, and the passwords of own accounts (DESIGN §4.3)."""
+"""/login: the decision on the sign-in page, and the passwords of own accounts (DESIGN §4.3)."""
 
 from django.conf import settings
 from django.contrib import auth
@@ -9,9 +9,8 @@ from django.views import View
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
-from django.views.decorators.http import require_POST
 
-from oauth_relay import audit, authorization_response, transaction_pages, upstream_login
+from oauth_relay import audit, authorization_response, suspensions, transaction_pages, upstream_login
 from oauth_relay.browsers import OWN, find_transaction, is_form_token, open_session, settle, signed_in_person
 from oauth_relay.models import LoginTransaction, User
 from oauth_relay.pages import see_other
@@ -31,7 +30,8 @@ class SignInView(View):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         next_page = request.GET.get("next", "/connections")
-        if signed_in_person(request) and next_page in transaction_pages.PAGES:
+        person = signed_in_person(request)
+        if person and next_page in transaction_pages.PAGES and not suspensions.has_waiting_clients(person):
             return see_other(next_page)
         return transaction_pages.sign_in_page(request, transaction_pages.begin_visit(request, next_page))
 
@@ -70,8 +70,8 @@ class SignInView(View):
             return transaction_pages.sign_in_page(request, transaction, error=said, username=username, status=403)
         forget_failures(username)
         with database.atomic():
-            open_session(request, user, OWN)
             settle(transaction, user)
+            open_session(request, user, OWN)
         return authorization_response.resume(transaction)
 
 
@@ -85,13 +85,3 @@ def _verify_password(request: HttpRequest, username: str) -> User | None:
     if not isinstance(user, User) or (user.is_demo and not settings.DEMO_USER):
         return None
     return user
-
-
-@require_POST
-def sign_out(request: HttpRequest) -> HttpResponse:
-    """POST /logout: this browser's session ends. Connected clients stay connected: /connections ends those."""
-    user = signed_in_person(request)
-    if user is not None:
-        audit.record_within(audit.Event("user.signed_out", pseudonym=user.pseudonym))
-    auth.logout(request)
-    return see_other("/")

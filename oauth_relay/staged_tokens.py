@@ -5,6 +5,7 @@ Nothing that a person did not agree to is kept, and nothing that is kept is made
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,10 @@ from django.conf import settings
 from django.db import IntegrityError
 from django.db.transaction import atomic
 from django.utils import timezone
+from oauth2_provider.scopes import get_scopes_backend
 
-from oauth_relay import vault
-from oauth_relay.identity_providers import TokenAnswer, provider
+from oauth_relay import challenges, vault
+from oauth_relay.identity_providers import Provider, TokenAnswer, provider
 from oauth_relay.models import Grant, Identity, LoginTransaction, UpstreamCredential, User
 from oauth_relay.upstream_credentials import CAIR, Tokens, as_datetime, open_tokens, seal_tokens
 
@@ -39,7 +41,9 @@ class _Staged:
         return Tokens.of(TokenAnswer(self.access_token, refresh_token, None, None, self.expires_at))
 
 
-def stage(transaction: LoginTransaction, answer: TokenAnswer, *, issuer: str, subject: str) -> None:
+def stage(
+    transaction: LoginTransaction, answer: TokenAnswer, *, issuer: str, subject: str, asked_scope: str = ""
+) -> None:
     """Seal the provider's tokens onto the transaction of the person who has just signed in."""
     upstream = provider(transaction.provider)
     staged = {
@@ -47,7 +51,7 @@ def stage(transaction: LoginTransaction, answer: TokenAnswer, *, issuer: str, su
         "subject": subject,
         "audience": upstream.audience,
         # RFC 6749 §5.1: scope is "OPTIONAL, if identical to the scope requested by the client".
-        "scope": answer.scope or upstream.scope,
+        "scope": answer.scope or asked_scope or upstream.scope,
         "access_token": answer.access_token,
         "refresh_token": answer.refresh_token,
         "expires_at": answer.expires_at,
@@ -57,6 +61,7 @@ def stage(transaction: LoginTransaction, answer: TokenAnswer, *, issuer: str, su
 
 
 def staged_binding(transaction: LoginTransaction) -> dict[str, Any]:
+    """What the staged tokens are sealed to."""
     return {
         "purpose": "staged-tokens",
         "row": transaction.pk,
@@ -64,6 +69,15 @@ def staged_binding(transaction: LoginTransaction) -> dict[str, Any]:
         "user": transaction.user_id,
         "provider": transaction.provider,
     }
+
+
+def scope_to_ask(user: User | None, upstream: Provider) -> str:
+    """What to ask the provider for: what is configured, what this person has given before, and what a tool just lacked."""
+    if user is None:
+        return upstream.scope
+    given = UpstreamCredential.objects.filter(user=user, provider=upstream.name, audience=upstream.audience).first()
+    widened = challenges.wanted_upstream_scopes(user) if upstream.audience else []
+    return " ".join(dict.fromkeys([*upstream.scope.split(), *(given.scope.split() if given else []), *widened]))
 
 
 def erase_staged(transaction: LoginTransaction) -> None:
@@ -176,9 +190,17 @@ def _replace(row: UpstreamCredential, staged: _Staged, refresh_token: str | None
     row.save()
 
 
-def needs_sign_in(user: User) -> bool:
-    """Whether some API takes its tokens from a provider at which this person has no good credential."""
+def needs_sign_in(user: User, scopes: Collection[str] | None = None) -> bool:
+    """Whether an API takes its tokens from a provider at which this person has no good credential, or too narrow a one.
+
+    With `scopes`, only the APIs count that these scopes open: who uses none of them needs nobody else's word.
+    """
+    if scopes is None and challenges.wanted_upstream_scopes(user):
+        return True
+    names = settings.UPSTREAM_APIS if scopes is None else get_scopes_backend().apis_reached_with(scopes)
+    apis = [settings.UPSTREAM_APIS[name] for name in names if name in settings.UPSTREAM_APIS]
+    wanted = {(api["token_source"], api["audience"]) for api in apis if api["token_source"] != CAIR}
+    if not wanted:
+        return False
     good = UpstreamCredential.objects.filter(user=user).exclude(state=UpstreamCredential.State.SIGN_IN_NEEDED)
-    have = set(good.values_list("provider", "audience"))
-    wanted = {(api["token_source"], api["audience"]) for api in settings.UPSTREAM_APIS.values()}
-    return any(source != CAIR and (source, audience) not in have for source, audience in wanted)
+    return not wanted <= set(good.values_list("provider", "audience"))

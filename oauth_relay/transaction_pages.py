@@ -34,8 +34,8 @@ def show(request: HttpRequest, transaction: LoginTransaction, notice: str = "") 
     wants_fresh = transaction.user is None and bool({"login", "select_account"} & set(transaction.prompt.split()))
     if person is None or wants_fresh:
         return sign_in_page(request, transaction, error=notice)
-    if staged_tokens.needs_sign_in(person) and not transaction.staged_tokens:
-        return sign_in_page(request, transaction, error=notice)
+    if staged_tokens.needs_sign_in(person) and not _brings_what_is_needed(transaction):
+        return sign_in_page(request, transaction, error=notice or _where_to_sign_in(transaction))
     if transaction.user != person:
         if transaction.user is not None:
             staged_tokens.erase_staged(transaction)
@@ -43,6 +43,25 @@ def show(request: HttpRequest, transaction: LoginTransaction, notice: str = "") 
         transaction.user = person
         transaction.save(update_fields=["user"])
     return consent_page(request, transaction, person, notice)
+
+
+def _token_sources() -> list[str]:
+    """The providers whose tokens the APIs are called with, in the order of the sign-in page."""
+    sources = {api["token_source"] for api in settings.UPSTREAM_APIS.values()}
+    return [name for name in settings.UPSTREAM_PROVIDERS if name in sources]
+
+
+def _brings_what_is_needed(transaction: LoginTransaction) -> bool:
+    """Whether the sign-in that has just been brings tokens for an API; another provider's would leave it unreachable."""
+    return bool(transaction.staged_tokens) and transaction.provider in _token_sources()
+
+
+def _where_to_sign_in(transaction: LoginTransaction) -> str:
+    """For a person who came by a provider that issues no tokens for the API: nothing is wrong with them but the way."""
+    if not transaction.staged_tokens:
+        return ""
+    labels = " or ".join(settings.UPSTREAM_PROVIDERS[name]["label"] for name in _token_sources())
+    return f"You are signed in, but {settings.API_LABEL} can only be reached through {labels}. Continue there."
 
 
 def sign_in_page(
@@ -143,6 +162,7 @@ def allow_form_to_leave(response: HttpResponse, transaction: LoginTransaction) -
     if transaction.client and not transaction.redirect_uri.startswith("https:"):
         targets.append(redirect_uris.origin_of(transaction.redirect_uri))
     for provider in settings.UPSTREAM_PROVIDERS.values():
-        if provider["discovery"].startswith("http://"):
-            targets.append(redirect_uris.origin_of(provider["discovery"]))
+        address = provider.get("discovery") or provider["origin"]
+        if address.startswith("http://"):
+            targets.append(redirect_uris.origin_of(address))
     response._csp_update = {"form-action": targets}  # type: ignore[attr-defined]

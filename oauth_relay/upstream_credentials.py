@@ -9,16 +9,18 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jwt
 from django.db.models import QuerySet
 from django.db.transaction import atomic
 
 from oauth_relay import audit, vault
-from oauth_relay.access_tokens import Principal
 from oauth_relay.identity_providers import TokenAnswer
 from oauth_relay.models import Grant, UpstreamCredential
+
+if TYPE_CHECKING:
+    from oauth_relay.access_tokens import Principal
 
 CAIR = "cair"
 """The token source of an API whose tokens are made here; every other source is a provider's name."""
@@ -29,6 +31,10 @@ _STILL_USABLE = 2.0
 
 class UpstreamLoginRequired(Exception):
     """The person must sign in at the provider again before `api` can be called for them."""
+
+
+class UpstreamRefused(Exception):
+    """The API refuses what the provider gives for this person, and they were already sent to sign in for it."""
 
 
 class UpstreamUnavailable(Exception):
@@ -47,9 +53,11 @@ class UpstreamToken:
     value: str = field(repr=False)
     version: str
     expires_at: float
+    scopes: frozenset[str] | None = None
+    """What the provider granted; None where the token is CAIR's own and has whatever the principal has."""
 
 
-def check_alive(principal: Principal) -> None:
+def check_alive(principal: "Principal") -> None:
     """What a token is made for must be alive when it is made: grant, person and client."""
     if not Grant.objects.live().filter(pk=principal.grant_id).exists():
         raise UpstreamLoginRequired("the permission behind this call has ended")
@@ -106,7 +114,8 @@ class Credential:
         return self.version != rejected_version and self.expires_at - time.time() > _STILL_USABLE
 
     def token(self) -> UpstreamToken:
-        return UpstreamToken("Authorization", f"Bearer {self.tokens.access_token}", self.version, self.expires_at)
+        value, scopes = f"Bearer {self.tokens.access_token}", frozenset(self.row.scope.split())
+        return UpstreamToken("Authorization", value, self.version, self.expires_at, scopes)
 
 
 # -- the seal ----------------------------------------------------------------------------------------------------------
@@ -123,6 +132,11 @@ def seal_tokens(row: UpstreamCredential, tokens: Tokens, *, version: int) -> byt
     return vault.seal(tokens.plaintext(), **_binding(row, row.user_id, row.provider, row.audience, version))
 
 
+def own_binding(row: UpstreamCredential) -> dict[str, Any]:
+    """What `row` is sealed to by its own account: for a rotation, which opens in order to seal for the same again."""
+    return _binding(row, row.user_id, row.provider, row.audience, row.version)
+
+
 def _binding(
     row: UpstreamCredential, user_id: int | None, provider_name: str, audience: str, version: int
 ) -> dict[str, Any]:
@@ -137,11 +151,6 @@ def _binding(
         "subject": row.subject,
         "version": version,
     }
-
-
-def own_binding(row: UpstreamCredential) -> dict[str, Any]:
-    """What `row` is sealed to by its own account: for a rotation, which opens in order to seal for the same again."""
-    return _binding(row, row.user_id, row.provider, row.audience, row.version)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,9 @@ def facts_of(row: UpstreamCredential) -> CredentialFacts:
 
 # -- the end of one ----------------------------------------------------------------------------------------------------
 
+
+SIGNED_OUT = "signed_out"
+"""Why a credential is over that the provider never called invalid: no refresh under way may make it good again."""
 
 NO_LEASE: dict[str, Any] = {"lease_holder": None, "lease_until": None, "failed_at": None}
 

@@ -18,8 +18,10 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
+from oauth_relay import admission
 from oauth_relay.identity_providers import SIGNING_ALGORITHMS, Provider, TokenAnswer, UnknownKey
 from oauth_relay.models import Identity, User
+from oauth_relay.providers.github import GitHub
 
 CLOCK_LEEWAY = 30
 _LONGEST_ID = 255
@@ -65,22 +67,30 @@ class UpstreamLoginBackend(OIDCAuthenticationBackend):
     def verify_code(
         self, code: str, *, redirect_uri: str, nonce: str, code_verifier: str, fresh_since: float | None = None
     ) -> ProvedPerson:
-        """Whom `code` proves. Raises LoginFailed, ProviderRefused, ProviderUnavailable."""
+        """Whom `code` proves. Raises LoginFailed, NotAdmitted, ProviderRefused, ProviderUnavailable."""
         answer = self.get_token({"code": code, "redirect_uri": redirect_uri, "code_verifier": code_verifier})
-        claims = self.verify_token(answer.id_token, nonce=nonce)
+        claims = self._claims_of(answer, nonce)
         _check_freshness(claims, fresh_since)
         with atomic():
+            admission.check_admitted(self.upstream, claims)
             user = self.get_or_create_user(None, None, claims)
-        if not isinstance(user, User):
-            raise LoginFailed("no person could be made of the ID token's claims")
+            if not isinstance(user, User):
+                raise LoginFailed("no person could be made of the ID token's claims")
+            admission.set_groups(user, claims)
         return ProvedPerson(user, claims, answer)
+
+    def _claims_of(self, answer: TokenAnswer, nonce: str) -> dict[str, Any]:
+        """By the ID token; where a provider has none, by what its API says to the access token that has just come."""
+        if isinstance(self.upstream, GitHub):
+            return self.upstream.claims_of(answer.access_token)
+        return self.verify_token(answer.id_token, nonce=nonce)
 
     def get_token(self, payload: dict[str, str]) -> TokenAnswer:
         """Keeps the refresh token, which the library drops, and has a deadline, which it has not."""
         answer = self.upstream.exchange_code(
             payload["code"], redirect_uri=payload["redirect_uri"], code_verifier=payload["code_verifier"]
         )
-        if answer.id_token is None:
+        if answer.id_token is None and self.upstream.has_id_tokens:
             raise LoginFailed("the token endpoint sent no ID token")
         return answer
 

@@ -23,7 +23,8 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
-from oauth_relay import audit, authorization_response, browsers, pages, staged_tokens, vault
+from oauth_relay import audit, authorization_response, browsers, pages, redirect_uris, staged_tokens, vault
+from oauth_relay.admission import NotAdmitted
 from oauth_relay.digests import digest_of
 from oauth_relay.identity_providers import (
     Provider,
@@ -47,6 +48,7 @@ _PROMPTS = ("login", "select_account", "consent")
 class _Journey:
     """The secrets of one way to the provider and back. Only digests and sealed copies of them are stored."""
 
+    scope: str
     state: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     nonce: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     code_verifier: str = field(default_factory=lambda: secrets.token_urlsafe(48), repr=False)
@@ -67,11 +69,28 @@ def forward(request: HttpRequest, transaction: LoginTransaction, provider_name: 
         endpoint = upstream.metadata()["authorization_endpoint"]
     except ProviderUnavailable as error:
         return _end(request, transaction, upstream, "temporarily_unavailable", str(error))
-    journey = _Journey()
+    journey = _Journey(staged_tokens.scope_to_ask(browsers.signed_in_person(request), upstream))
     if not _begin(transaction, upstream, journey):
         return _nothing_changed(request)
     separator = "&" if urlsplit(endpoint).query else "?"
-    return pages.see_other(f"{endpoint}{separator}{urlencode(_authentication_request(transaction, upstream, journey))}")
+    parameters = upstream.authentication_request(
+        redirect_uri=redirect_uri(upstream.name),
+        state=journey.state,
+        nonce=journey.nonce,
+        code_challenge=journey.code_challenge(),
+        prompt=_prompt(request, transaction, upstream),
+        login_hint=transaction.login_hint,
+        scope=journey.scope,
+    )
+    return pages.see_other(f"{endpoint}{separator}{urlencode(parameters)}")
+
+
+def _prompt(request: HttpRequest, transaction: LoginTransaction, upstream: Provider) -> list[str]:
+    """What the client wants the person asked; and after a sign-out in this browser, who they are (T30)."""
+    words = [word for word in _PROMPTS if word in transaction.prompt.split()]
+    if browsers.has_signed_out(request) and not {"login", "select_account"} & set(words):
+        words.insert(0, upstream.prompt_for_another_person())
+    return words
 
 
 def redirect_uri(provider_name: str) -> str:
@@ -99,7 +118,7 @@ def _begin(transaction: LoginTransaction, upstream: Provider, journey: _Journey)
 
 
 def _seal_journey(transaction: LoginTransaction, upstream: Provider, journey: _Journey) -> bytes:
-    plaintext = json.dumps([journey.nonce, journey.code_verifier]).encode()
+    plaintext = json.dumps([journey.nonce, journey.code_verifier, journey.scope]).encode()
     return vault.seal(plaintext, **journey_binding(transaction, upstream.name))
 
 
@@ -111,29 +130,6 @@ def journey_binding(transaction: LoginTransaction, provider_name: str) -> dict[s
         "field": "login_transaction.upstream_secrets",
         "provider": provider_name,
         "browser": transaction.browser_digest,
-    }
-
-
-def _authentication_request(transaction: LoginTransaction, upstream: Provider, journey: _Journey) -> dict[str, str]:
-    """OpenID Connect Core 1.0 §3.1.2.1, with Auth0's `audience`."""
-    prompt = [word for word in _PROMPTS if word in transaction.prompt.split()]
-    optional = {
-        "audience": upstream.audience,
-        "login_hint": transaction.login_hint,
-        "prompt": " ".join(prompt),
-        # Silent single sign-on is not fresh (T30): the provider has to ask, and to say when it did.
-        "max_age": "0" if "login" in prompt else "",
-    }
-    return {
-        "response_type": "code",
-        "client_id": upstream.client_id,
-        "redirect_uri": redirect_uri(upstream.name),
-        "scope": upstream.scope,
-        "state": journey.state,
-        "nonce": journey.nonce,
-        "code_challenge": journey.code_challenge(),
-        "code_challenge_method": "S256",
-        **{name: value for name, value in optional.items() if value},
     }
 
 
@@ -151,8 +147,10 @@ class CallbackView(View):
     http_method_names = ["get"]
 
     def get(self, request: HttpRequest, provider_name: str | None = None) -> HttpResponse:
-        name = provider_name or next(iter(settings.UPSTREAM_PROVIDERS), "")
-        transaction = _find_journey(request, name)
+        first = next(iter(settings.UPSTREAM_PROVIDERS), "")
+        name = provider_name or first
+        # Each provider has one address of ours (T29): the first is not answered at a second one.
+        transaction = None if provider_name == first else _find_journey(request, name)
         if transaction is None or not _spend_state(transaction):
             return _nothing_changed(request)
         upstream = provider(name)
@@ -160,6 +158,8 @@ class CallbackView(View):
             return _arrive(request, transaction, upstream)
         except ProviderUnavailable as error:
             return _end(request, transaction, upstream, "temporarily_unavailable", str(error))
+        except NotAdmitted as refused:
+            return _turn_away(request, transaction, upstream, refused)
         except ProviderRefused as error:
             return _end(request, transaction, upstream, "temporarily_unavailable", f"token endpoint: {error.error}")
         except (LoginFailed, vault.VaultError) as error:
@@ -211,7 +211,7 @@ def _arrive(request: HttpRequest, transaction: LoginTransaction, upstream: Provi
     code = _single(request, "code")
     if code is None:
         raise LoginFailed("the provider sent neither a code nor an error")
-    nonce, code_verifier = json.loads(
+    nonce, code_verifier, *asked_scope = json.loads(
         vault.open_sealed(transaction.upstream_secrets or b"", **journey_binding(transaction, upstream.name))
     )
     proved = UpstreamLoginBackend(upstream).verify_code(
@@ -223,7 +223,7 @@ def _arrive(request: HttpRequest, transaction: LoginTransaction, upstream: Provi
     )
     if not proved.user.is_active:
         return _end(request, transaction, upstream, "access_denied", "the person's account here is switched off")
-    return _sign_in(request, transaction, upstream, proved)
+    return _sign_in(request, transaction, upstream, proved, *asked_scope)
 
 
 def _check_issuer(request: HttpRequest, upstream: Provider) -> None:
@@ -251,7 +251,11 @@ def _fresh_since(transaction: LoginTransaction) -> float | None:
 
 
 def _sign_in(
-    request: HttpRequest, transaction: LoginTransaction, upstream: Provider, proved: ProvedPerson
+    request: HttpRequest,
+    transaction: LoginTransaction,
+    upstream: Provider,
+    proved: ProvedPerson,
+    asked_scope: str = "",
 ) -> HttpResponse:
     """Everything the answer proved, written at once: who it is, what the provider gave, and this browser's session."""
     with atomic():
@@ -261,12 +265,39 @@ def _sign_in(
         if not settled:
             return _nothing_changed(request)
         transaction.refresh_from_db(fields=["user", "signed_in_at", "upstream_secrets"])
-        staged_tokens.stage(transaction, proved.answer, issuer=proved.claims["iss"], subject=proved.claims["sub"])
+        staged_tokens.stage(
+            transaction,
+            proved.answer,
+            issuer=proved.claims["iss"],
+            subject=proved.claims["sub"],
+            asked_scope=asked_scope,
+        )
         if transaction.client_id is None:
             staged_tokens.keep_after_visit(transaction)
         audit.record_within(_event("upstream_login.completed", transaction, upstream, proved.user))
-        browsers.open_session(request, proved.user, upstream.name)
+        browsers.open_session(request, proved.user, upstream.name, proved.claims.get("sid"))
     return authorization_response.resume(transaction)
+
+
+def _turn_away(
+    request: HttpRequest, transaction: LoginTransaction, upstream: Provider, refused: NotAdmitted
+) -> HttpResponse:
+    """A person whom no allow-list names: a page for them, and `access_denied` for the client behind its link.
+
+    Sent on at once they would read nothing; and whom they came as is theirs to know, not the client's.
+    """
+    ended = _end(request, transaction, upstream, "access_denied", str(refused))
+    if ended.status_code == 409:  # answered meanwhile, in another tab
+        return ended
+    # "Another account" must not end at the same one: the provider is asked to let them choose.
+    browsers.note_sign_out(request)
+    link = None
+    if transaction.client is not None:
+        text = f"Return to {transaction.client.display_name}"
+        link = pages.Link(ended["Location"], text, redirect_uris.host_of(transaction.redirect_uri))
+    what = f"You signed in at {upstream.label} as {refused.who}. This service lets in only people who are on its list."
+    repair = "Sign in with another account, or ask the operator of this service to let you in."
+    return pages.refusal(request, 403, "You are not on the list", what, repair, link)
 
 
 def _nothing_changed(request: HttpRequest) -> HttpResponse:

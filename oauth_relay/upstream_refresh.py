@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from django.db.transaction import atomic
 from django.utils import timezone
 
-from oauth_relay import audit
+from oauth_relay import audit, challenges
 from oauth_relay.access_tokens import Principal
 from oauth_relay.database import DATABASE_AWAY, in_database
 from oauth_relay.identity_providers import (
@@ -33,9 +33,11 @@ from oauth_relay.models import UpstreamCredential
 from oauth_relay.models.secrets import FAILURE_KEPT, LOST, from_now
 from oauth_relay.upstream_credentials import (
     NO_LEASE,
+    SIGNED_OUT,
     Credential,
     Tokens,
     UpstreamLoginRequired,
+    UpstreamRefused,
     UpstreamToken,
     UpstreamUnavailable,
     as_datetime,
@@ -63,8 +65,14 @@ async def token_from_vault(principal: Principal, api: str, rejected_version: str
     wait_until = time.monotonic() + _lease_seconds()
     while time.monotonic() < wait_until:
         credential = await in_database(_open_credential, principal, api)
-        if token := _decided(credential, api, rejected_version):
-            return token
+        try:
+            if token := _decided(credential, api, rejected_version):
+                return token
+        except UpstreamRefused as error:
+            # Signing in again may help, once; a challenge at every call would send person and client round in circles.
+            if await in_database(challenges.may_challenge, principal.grant_id, f"refused by {api}"):
+                raise UpstreamLoginRequired(str(error)) from error
+            raise
         if credential.is_leased:
             await asyncio.sleep(POLL_EVERY)
         else:
@@ -79,6 +87,8 @@ def _decided(credential: Credential, api: str, rejected_version: str | None) -> 
         return credential.token()
     usable = credential.is_usable(rejected_version)
     if credential.tokens.refresh_token is None and not usable:
+        if credential.version == rejected_version:
+            raise UpstreamRefused(f"{api} refuses a token that cannot be refreshed")
         raise UpstreamLoginRequired("the provider gave no refresh token")
     if usable and (credential.is_leased or credential.has_just_failed or credential.tokens.refresh_token is None):
         return credential.token()
@@ -86,7 +96,7 @@ def _decided(credential: Credential, api: str, rejected_version: str | None) -> 
         raise UpstreamUnavailable(f"the provider: {credential.row.failure}", round(FAILURE_KEPT.total_seconds()))
     renewed_for_it = credential.was_just_renewed and credential.row.failure == _rejected_by(api)
     if credential.version == rejected_version and renewed_for_it:
-        raise UpstreamLoginRequired(f"{api} refuses a token that was made a moment ago")
+        raise UpstreamRefused(f"{api} refuses a token that was made a moment ago")
     return None
 
 
@@ -218,14 +228,18 @@ def _record_success(row: UpstreamCredential, answer: TokenAnswer, note: str, pse
 def _store(row: UpstreamCredential, answer: TokenAnswer, note: str, pseudonym: uuid.UUID | None) -> None:
     base = row.version
     with atomic():
-        stored = UpstreamCredential.objects.filter(pk=row.pk, version=base).update(
-            tokens=seal_tokens(row, Tokens.of(answer), version=base + 1),
-            version=base + 1,
-            scope=answer.scope or row.scope,
-            expires_at=as_datetime(answer.expires_at),
-            state=UpstreamCredential.State.GOOD,
-            **NO_LEASE,
-            failure=note,
+        stored = (
+            UpstreamCredential.objects.filter(pk=row.pk, version=base)
+            .exclude(failure=SIGNED_OUT)
+            .update(
+                tokens=seal_tokens(row, Tokens.of(answer), version=base + 1),
+                version=base + 1,
+                scope=answer.scope or row.scope,
+                expires_at=as_datetime(answer.expires_at),
+                state=UpstreamCredential.State.GOOD,
+                **NO_LEASE,
+                failure=note,
+            )
         )
         if stored:
             audit.record_within(credential_event("upstream_token.refreshed", "ok", row, pseudonym))

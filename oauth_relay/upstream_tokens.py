@@ -14,20 +14,29 @@ from typing import Any
 
 from django.conf import settings
 
-from oauth_relay import keys, vault, withdrawals
+from oauth_relay import challenges, keys, vault, withdrawals
 from oauth_relay.access_tokens import Principal, concerns
 from oauth_relay.database import DATABASE_AWAY, in_database
+from oauth_relay.models import Withdrawal
 from oauth_relay.per_loop import PerLoop
 from oauth_relay.upstream_credentials import (
     CAIR,
     UpstreamLoginRequired,
+    UpstreamRefused,
     UpstreamToken,
     UpstreamUnavailable,
     check_alive,
 )
 from oauth_relay.upstream_refresh import token_from_vault
 
-__all__ = ["UpstreamLoginRequired", "UpstreamToken", "UpstreamUnavailable", "upstream_token_for"]
+__all__ = [
+    "UpstreamLoginRequired",
+    "UpstreamRefused",
+    "UpstreamToken",
+    "UpstreamUnavailable",
+    "must_be_widened",
+    "upstream_token_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +51,36 @@ CACHE_SIZE = 10_000
 async def upstream_token_for(principal: Principal, api: str, rejected_version: str | None = None) -> UpstreamToken:
     """The token with which `api` (a key of settings.UPSTREAM_APIS) is called for `principal`.
 
-    `rejected_version` says which version the API has just refused. Raises UpstreamLoginRequired, UpstreamUnavailable.
+    `rejected_version` says which version the API has just refused. Raises UpstreamLoginRequired, UpstreamRefused,
+    UpstreamUnavailable.
     Does not suspend where a token is in memory.
     """
     memory = _memories.get()
-    key = (principal.grant_id, principal.subject, api, principal.scopes)
+    key = _key(principal, api)
     found = memory.find(key)
     if found is not None and found.version != rejected_version:
         return found
     return await memory.once((*key, rejected_version), lambda: _fetch(memory, key, principal, api, rejected_version))
+
+
+def _key(principal: Principal, api: str) -> tuple[Any, ...]:
+    return principal.grant_id, principal.subject, api, principal.scopes
+
+
+async def must_be_widened(principal: Principal, api: str, upstream_scope: str) -> bool:
+    """Whether the person should now be asked to let the provider give `upstream_scope`: it lacks, and they were not yet.
+
+    Raises as `upstream_token_for` does.
+    """
+    if settings.UPSTREAM_APIS[api]["token_source"] == CAIR:
+        return False
+    for _ in range(2):
+        token = await upstream_token_for(principal, api)
+        if token.scopes is None or upstream_scope in token.scopes:
+            return False
+        # What is in memory may be older than the sign-in that brought the scope: look into the vault before asking.
+        _memories.get().entries.pop(_key(principal, api), None)
+    return await in_database(challenges.may_challenge, principal.grant_id, challenges.reason_to_widen(upstream_scope))
 
 
 async def _fetch(
@@ -108,6 +138,8 @@ class _Memory:
         self.entries[key] = _Kept(principal, token, good_until)
 
     def forget(self, kind: str, reference: str) -> None:
+        # This memory holds the person's tokens at a provider; all that it holds goes with them.
+        kind = Withdrawal.Kind.USER if kind == Withdrawal.Kind.CREDENTIAL else kind
         self.entries = {
             key: kept for key, kept in self.entries.items() if not concerns(kept.principal, kind, reference)
         }

@@ -4,12 +4,14 @@ from django.urls import include, path
 
 from oauth_relay import (
     authorization,
+    backchannel_logout,
     connections,
     keys,
     metadata,
     pages,
     registration,
     sign_in,
+    sign_out,
     token_grants,
     upstream_login,
 )
@@ -37,18 +39,22 @@ protocol = [
     # 4  the person signs in, here or at the provider; 5 comes back: OpenID Connect Core §3.1
     path("login", sign_in.SignInView.as_view(), name="login"),
     path("callback", upstream_login.CallbackView.as_view(), name="callback"),
+    path("callback/<str:provider_name>", upstream_login.CallbackView.as_view()),
     # 7  code → tokens, refresh: RFC 6749 §4.1.3, §6
     path("token", token_grants.RelayTokenView.as_view(), name="token"),
     # 8  the keys of the API tokens that tools send on: RFC 9068, RFC 7517
     path(".well-known/jwks.json", keys.JwksView.as_view(), name="jwks"),
     # 9  the end: RFC 7009, and the person's own button
     path("revoke", token_grants.RelayRevokeView.as_view(), name="revoke-token"),
+    # 10 the provider's word that somebody signed out there: OpenID Connect Back-Channel Logout §2.5
+    path("backchannel-logout", backchannel_logout.BackchannelLogoutView.as_view()),
+    path("backchannel-logout/<str:provider_name>", backchannel_logout.BackchannelLogoutView.as_view()),
 ]
 
 urlpatterns = [
     path("", pages.home, name="home"),
     path("", include((protocol, "oauth2_provider"))),
     path("connections", connections.ConnectionsView.as_view(), name="connections"),
-    path("logout", sign_in.sign_out, name="logout"),
+    path("logout", sign_out.sign_out, name="logout"),
     path("health", pages.health, name="health"),
 ]

@@ -17,7 +17,8 @@ from django.utils import timezone
 
 from oauth_relay import audit
 from oauth_relay.database import DATABASE_AWAY, in_database
-from oauth_relay.models import AccessToken, Client, Consent, Grant, RefreshToken, UpstreamCredential, Withdrawal
+from oauth_relay.erasures import erase_credentials
+from oauth_relay.models import AccessToken, Client, Consent, Grant, RefreshToken, Withdrawal
 from oauth_relay.per_loop import PerLoop
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,9 @@ def withdraw_grant(grant_id: uuid.UUID, by: str) -> bool:
         grant = Grant.objects.select_related("user", "client").get(pk=grant_id)
         Consent.objects.filter(grant=grant, withdrawn_at=None).update(withdrawn_at=now)
         Withdrawal.objects.create(kind=Withdrawal.Kind.GRANT, reference=str(grant_id))
-        if grant.user_id and not Grant.objects.open().filter(user_id=grant.user_id).exists():
+        if grant.user and not Grant.objects.open().filter(user=grant.user).exists():
             # Nobody needs the person's upstream tokens any more: they are not kept for a rainy day.
-            UpstreamCredential.objects.filter(user_id=grant.user_id).delete()
+            erase_credentials(grant.user, "last_grant_withdrawn")
         audit.record_within(
             audit.Event(
                 "grant.withdrawn",

@@ -182,6 +182,7 @@ class FakedProvider:
     tokens: dict[str, Any] = field(default_factory=dict)
     answer: Callable[[dict[str, str]], Answer] | None = None
     discovery: Answer | None = None
+    revocation: Answer = (200, "")
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     journeys: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -205,6 +206,8 @@ class FakedProvider:
             return 200, {"keys": self.keys}
         if path == "/token":
             return self.answer(form) if self.answer else (200, self.granted(form))
+        if path == "/revoke":
+            return self.revocation
         return 404, "<h1>Not found</h1>"
 
     def document(self) -> dict[str, Any]:

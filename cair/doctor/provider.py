@@ -36,7 +36,8 @@ _ONLY_THE_PERSON_IS_MISSING = frozenset(
 
 def variable(name: str, what: str) -> str:
     """The environment variable that says `what` of the provider `name`."""
-    return f"{name.upper()}_{what}"
+    prefix = settings.UPSTREAM_PROVIDERS[name].get("variables", f"{name.upper()}_")
+    return prefix + ("ISSUER" if what == "DOMAIN" and prefix.startswith("PROVIDER_") else what)
 
 
 def sign_in(visit: Visit) -> Iterator[Finding]:
@@ -211,20 +212,14 @@ def authorization(visit: Visit, name: str) -> Iterator[Finding]:
 
 
 def _request(name: str) -> dict[str, str]:
-    """What `upstream_login` would send (OpenID Connect Core 1.0 §3.1.2.1), with secrets that nobody keeps."""
-    upstream = provider(name)
-    return {
-        "response_type": "code",
-        "client_id": upstream.client_id,
-        "redirect_uri": redirect_uri(name),
-        "scope": upstream.scope,
-        "audience": upstream.audience,
-        "state": secrets.token_urlsafe(16),
-        "nonce": secrets.token_urlsafe(16),
-        "code_challenge": secrets.token_urlsafe(32),
-        "code_challenge_method": "S256",
-        "prompt": "none",
-    }
+    """What `upstream_login` would send, with secrets that nobody keeps, and asking nobody anything."""
+    return provider(name).authentication_request(
+        redirect_uri=redirect_uri(name),
+        state=secrets.token_urlsafe(16),
+        nonce=secrets.token_urlsafe(16),
+        code_challenge=secrets.token_urlsafe(32),
+        prompt=("none",),
+    )
 
 
 def _followed(visit: Visit, url: str, uri: str) -> tuple[Answer, str]:
@@ -269,7 +264,7 @@ def _opinion(name: str, parameters: dict[str, str]) -> Finding:
     line, audience = f"{name} audience", provider(name).audience
     error, description = parameters.get("error", ""), parameters.get("error_description", "")
     if error in _ONLY_THE_PERSON_IS_MISSING or "code" in parameters:
-        return good(line, f"a request for {audience} is accepted ({quoted(error) or 'code'})")
+        return good(line, f"a request for {audience or 'sign-in alone'} is accepted ({quoted(error) or 'code'})")
     if mistake := mistake_in(f"{error} {description}"):
         found = f"{mistake.name}: {quoted(f'{error} {description}')}"
         return failure(line, found, _filled_in(mistake.repair, name))
@@ -310,7 +305,9 @@ def scopes(visit: Visit, name: str) -> Iterator[Finding]:
 
 def offline_access(visit: Visit, name: str) -> Iterator[Finding]:
     """Without a refresh token people sign in again as often as the provider's access tokens end."""
-    line, is_asked = f"{name} offline_access", settings.OFFLINE_ACCESS in provider(name).scope.split()
+    line, upstream = f"{name} offline_access", provider(name)
+    # Google has a parameter for it, and no such scope.
+    is_asked = settings.OFFLINE_ACCESS in upstream.scope.split() or upstream.parameters.get("access_type") == "offline"
     if not is_asked:
         found = "not asked for: people must sign in again when the provider's token ends"
         yield warning(line, found, f"Add {settings.OFFLINE_ACCESS} to {variable(name, 'SCOPE')}.")
@@ -338,8 +335,12 @@ def offline_access(visit: Visit, name: str) -> Iterator[Finding]:
 
 def audience_of_tokens(visit: Visit, name: str) -> Iterator[Finding]:
     """The newest access token is for the API that it is kept for. Auth0 gives an opaque one where it knows no audience."""
+    line = f"{name} access token"
+    if not provider(name).audience:
+        yield good(line, "it only says who people are: it issues no tokens for an API")
+        return
     visit.need_tables()
-    line, newest = f"{name} access token", _newest_credential(name)
+    newest = _newest_credential(name)
     if newest is None:
         yield good(line, "nobody has signed in yet")
         return

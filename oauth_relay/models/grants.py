@@ -86,6 +86,26 @@ class Consent(models.Model):
         return f"Consent {self.pk}"
 
 
+class Challenge(models.Model):
+    """A client was once sent to sign in because of `reason`, and it did not help, or may not have (T10).
+
+    A second time is a sentence in the tool's answer: otherwise person and client would go round in circles.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    grant = models.ForeignKey(Grant, on_delete=models.CASCADE, related_name="challenges")
+    reason = models.CharField(max_length=255)
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["grant", "reason"], name="one_challenge_per_grant_and_reason"),
+        ]
+
+    def __str__(self) -> str:
+        return f"Challenge of {self.grant_id}: {self.reason}"
+
+
 class Withdrawal(models.Model):
     """One line of the log that every process reads twice a second (T12). The id is the sequence."""
 
@@ -94,6 +114,7 @@ class Withdrawal(models.Model):
         FAMILY = "family"
         CLIENT = "client"
         USER = "user"
+        CREDENTIAL = "credential", "a person's tokens at the providers"
 
     id = models.BigAutoField(primary_key=True)
     kind = models.CharField(max_length=16, choices=Kind.choices)

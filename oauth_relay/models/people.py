@@ -26,7 +26,7 @@ class UserQuerySet(models.QuerySet["User"]):
             touched = list(self.values_list("pk", flat=True))
             changed = super().update(**kwargs)
             for user in self.model.objects.filter(pk__in=touched, is_active=False):
-                user.write_withdrawal()
+                user.end()
         return changed
 
 
@@ -57,7 +57,7 @@ class User(AbstractUser):
         with transaction.atomic():
             super().save(*args, **kwargs)
             if not self.is_active:
-                self.write_withdrawal()
+                self.end()
 
     def get_session_auth_hash(self) -> str:
         """A session ends when the password changes; not when SECRET_KEY does.
@@ -68,17 +68,20 @@ class User(AbstractUser):
         """
         return digest_of(f"session of {self.password}")
 
-    def write_withdrawal(self) -> None:
-        """Tell every process that this person's tokens and streams are over."""
+    def end(self) -> None:
+        """Nothing of this person goes on: every process is told, sessions and what the vault holds are erased."""
+        from oauth_relay.erasures import erase_credentials
         from oauth_relay.models.grants import Withdrawal
 
         Withdrawal.objects.create(kind=Withdrawal.Kind.USER, reference=str(self.pk))
+        self.sessions.all().delete()
+        erase_credentials(self, "person_ended")
 
 
 @receiver(pre_delete, sender=User)
 def _write_withdrawal_of_deleted_user(sender: type[User], instance: User, **kwargs: Any) -> None:
     """A deleted row takes its tokens with it; processes that remember them must still be told."""
-    instance.write_withdrawal()
+    instance.end()
 
 
 class Identity(models.Model):
@@ -105,6 +108,11 @@ class Session(AbstractBaseSession):
     """A browser's session. The key is the SHA-256 of what the cookie holds: a copy of the table opens nothing (T18)."""
 
     session_key = models.CharField(max_length=64, primary_key=True)
+    # Whose it is and how it was opened, beside what is sealed in it: a provider ends sessions by person or by its own id.
+    # No constraint: a session that is saved while its person is deleted must not fail.
+    user = models.ForeignKey(User, null=True, db_constraint=False, on_delete=models.CASCADE, related_name="sessions")
+    provider = models.CharField(max_length=64, blank=True)
+    upstream_sid = models.CharField(max_length=255, blank=True)
 
     objects = BaseSessionManager()  # type: ignore[misc]
 
@@ -113,6 +121,16 @@ class Session(AbstractBaseSession):
         from oauth_relay.sessions import SessionStore
 
         return SessionStore
+
+
+class SpentLogoutToken(models.Model):
+    """A logout token that was obeyed, as the SHA-256 of issuer and `jti`: it counts once (T37)."""
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    until = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"Spent until {self.until}"
 
 
 class SignInFailure(models.Model):

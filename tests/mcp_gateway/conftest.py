@@ -176,7 +176,8 @@ async def api(settings: Any) -> AsyncIterator[FakeApi]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    settings.UPSTREAM_APIS = {"todos": {"base_url": fake.url, "host": "", "audience": "urn:todos-api"}}
+    todos = {"base_url": fake.url, "host": "", "audience": "urn:todos-api", "token_source": "cair"}
+    settings.UPSTREAM_APIS = {"todos": todos}
     yield fake
     await upstream_api.close()
     await runner.cleanup()

@@ -12,8 +12,9 @@ from mcp_gateway import upstream_api
 from mcp_gateway.answer import Exchange, answer
 from mcp_gateway.tools import Call, ToolError, Toolset
 from mcp_gateway.upstream_api import UpstreamApi, address
-from oauth_relay import audit
+from oauth_relay import audit, upstream_tokens
 from oauth_relay.access_tokens import Principal
+from oauth_relay.upstream_tokens import UpstreamRefused
 from tests.mcp_gateway.conftest import UPSTREAM_SECRET, FakeApi, FakeDoor, Workbench
 
 
@@ -75,6 +76,18 @@ async def test_a_second_401_is_a_sentence(api: FakeApi, door: FakeDoor, todos: U
     with pytest.raises(ToolError, match="does not accept this sign-in"):
         await todos.get("/api/todos")
     assert (len(api.requests), door.rejected) == (2, [None, "1"])
+
+
+@pytest.mark.threat("T10")
+async def test_what_signing_in_again_did_not_mend_is_a_sentence(
+    todos: UpstreamApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UpstreamRefused("todos refuses a token that was made a moment ago")
+
+    monkeypatch.setattr(upstream_tokens, "upstream_token_for", refuse)
+    with pytest.raises(ToolError, match="does not accept this sign-in"):
+        await todos.get("/api/todos")
 
 
 @pytest.mark.parametrize(

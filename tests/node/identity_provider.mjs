@@ -76,7 +76,8 @@ const formOf = async (req) => {
 const grantAll = async (provider, params, accountId) => {
   const grant = new provider.Grant({ accountId, clientId: params.client_id });
   grant.addOIDCScope(params.scope);
-  if (params.audience) grant.addResourceScope(params.audience, params.scope);
+  const resource = params.resource ?? params.audience;
+  if (resource) grant.addResourceScope(resource, params.scope);
   return grant.save();
 };
 

@@ -42,7 +42,13 @@ from oauth_relay.models import (
     User,
 )
 from oauth_relay.models.secrets import LOST
-from oauth_relay.upstream_tokens import UpstreamLoginRequired, UpstreamToken, UpstreamUnavailable, upstream_token_for
+from oauth_relay.upstream_tokens import (
+    UpstreamLoginRequired,
+    UpstreamRefused,
+    UpstreamToken,
+    UpstreamUnavailable,
+    upstream_token_for,
+)
 from tests import identity_provider, servers
 from tests.identity_provider import FakedProvider, PersonAtTheProvider
 from tests.oauth_relay import racing
@@ -398,6 +404,23 @@ def test_a_refused_version_is_refreshed_once_and_then_no_more(ada: Person, peer:
     assert len(peer.calls("/token")) == 1
     assert ada.credential.state == State.GOOD  # an API's word marks no credential
     assert ask(ada) == second
+
+
+@pytest.mark.threat("T10")
+def test_an_api_that_refuses_every_token_is_signed_in_for_once(ada: Person, peer: FakedProvider) -> None:
+    """Once per client: then the tool says so, whether or not the person has signed in for it."""
+    ada.sign_in()
+    second = ask(ada, rejected_version=ask(ada).version)
+    with pytest.raises(UpstreamLoginRequired):
+        ask(ada, rejected_version=second.version)
+    for _ in range(3):
+        with pytest.raises(UpstreamRefused):
+            ask(ada, rejected_version=second.version)
+    ada.sign_in(access_token="access-2")
+    third = ask(ada, rejected_version=ask(ada).version)
+    with pytest.raises(UpstreamRefused):
+        ask(ada, rejected_version=third.version)
+    assert ada.credential.state == State.GOOD
 
 
 @pytest.mark.threat("T10")
