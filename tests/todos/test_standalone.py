@@ -150,7 +150,7 @@ import time
 from django.conf import settings
 from oauth_relay.keys import sign_api_token
 now = int(time.time())
-claims = {"iss": settings.PUBLIC_URL, "aud": settings.AUTH0_AUDIENCE, "sub": "ada", "iat": now, "exp": now + 60}
+claims = {"iss": settings.PUBLIC_URL, "aud": settings.API_AUDIENCE, "sub": "ada", "iat": now, "exp": now + 60}
 print(sign_api_token({**claims, "scope": "read:todos", "client_id": "inspector", "jti": "one"}))
 """
 
