@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from tests.flows.node_program import NODE, NodeProgram, node
 from tests.servers import Server
-from tests.walk import Person, parameters_of, plain
+from tests.walk import OAuthClient, Person, parameters_of, plain
 
 pytestmark = pytest.mark.node
 
@@ -101,7 +102,13 @@ def test_after_withdrawing_it_finds_its_way_back(server: Server, remote: Remote,
     connections = remote.person.open("/connections")
     name = next(form.about for form in connections.forms if form.about)
     remote.program.end()
+    witness = OAuthClient(server.url, name="Witness").connect(remote.person)
+    assert witness.ask("tools/list").status_code == 200  # remembered by the server from here on
     remote.person.withdraw(name)
+    remote.person.withdraw(witness.name)
+    until = time.monotonic() + 5
+    while witness.ask("tools/list").status_code != 401:  # withdrawn later: when this is known, so is the other
+        assert time.monotonic() < until
     with start(server, tmp_path) as program:
         again = Remote(server, program)
         again.sign_in()
