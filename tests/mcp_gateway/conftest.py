@@ -18,23 +18,12 @@ from pydantic import Field
 
 from mcp_gateway import tools, upstream_api
 from mcp_gateway.tools import Call, ToolError, Toolset
-from oauth_relay import access_tokens, audit, upstream_tokens, withdrawals
+from oauth_relay import upstream_tokens
 from oauth_relay.access_tokens import Principal
 from oauth_relay.models import AccessToken, AuditEvent, Client, Grant, User
 from oauth_relay.upstream_tokens import UpstreamToken
 
 UPSTREAM_SECRET = "upstream-secret-of-ada"
-
-
-@pytest.fixture(autouse=True)
-def fresh_doors() -> Iterator[None]:
-    """The doors keep what they know by event loop; each test has a loop of its own."""
-    kept = [access_tokens._caches, audit._writers, withdrawals._readers]
-    for known in kept:
-        known.clear()
-    yield
-    for known in kept:
-        known.clear()
 
 
 @dataclass

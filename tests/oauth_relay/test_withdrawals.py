@@ -38,12 +38,6 @@ def issue(user: User, client: Client, raw: str = "raw", /, **fields: Any) -> Acc
 in_thread = sync_to_async(thread_sensitive=False)
 
 
-@pytest.fixture(autouse=True)
-def fresh_reader() -> None:
-    withdrawals._readers.clear()
-    access_tokens._caches.clear()
-
-
 # -- every way out writes the log --------------------------------------------------------------------------------------
 
 
