@@ -16,6 +16,8 @@ from oauth_relay import audit, consents, pages, redirect_uris, staged_tokens
 from oauth_relay.browsers import signed_in_person
 from oauth_relay.models import Client, LoginTransaction, User
 
+_ADD_AGAIN = "Your account is as it was. You can add a way to sign in from your connections page."
+
 
 class AuthorizationRefused(Exception):
     """The request is wrong in a way that the client may be told."""
@@ -28,8 +30,10 @@ class AuthorizationRefused(Exception):
 
 def resume(transaction: LoginTransaction) -> HttpResponse:
     """After sign-in: on to the consent page, or to where the visit wanted to go."""
+    if transaction.link_provider:
+        return pages.see_other(f"/link?transaction={transaction.pk}")
     if transaction.client_id is None:
-        _close(transaction, LoginTransaction.Outcome.ALLOWED)
+        close(transaction, LoginTransaction.Outcome.ALLOWED)
         return pages.see_other(transaction.next_page)
     return pages.see_other(f"/authorize?transaction={transaction.pk}")
 
@@ -38,7 +42,7 @@ def allow(request: HttpRequest, transaction: LoginTransaction, person: User, sco
     """Record the consent, keep what the provider sent, issue the code: all in one transaction, once."""
     try:
         with database.atomic():
-            if not _close(transaction, LoginTransaction.Outcome.ALLOWED):
+            if not close(transaction, LoginTransaction.Outcome.ALLOWED):
                 return gone(request, transaction)
             grant = consents.record(transaction, person, scopes)
             _check_unchanged(transaction)
@@ -84,7 +88,7 @@ def refuse(request: HttpRequest, transaction: LoginTransaction, error: str, desc
     """
     staged_tokens.erase_staged(transaction)
     denied = error == "access_denied"
-    if not _close(transaction, LoginTransaction.Outcome.DENIED if denied else LoginTransaction.Outcome.FAILED):
+    if not close(transaction, LoginTransaction.Outcome.DENIED if denied else LoginTransaction.Outcome.FAILED):
         return gone(request, transaction)
     client = transaction.client
     audit.record_within(
@@ -96,6 +100,9 @@ def refuse(request: HttpRequest, transaction: LoginTransaction, error: str, desc
             detail={"description": description},
         )
     )
+    if transaction.link_provider:
+        link = pages.Link("/connections", "Back to your connections", "")
+        return pages.refusal(request, 403 if denied else 503, "Nothing was added", description, _ADD_AGAIN, link)
     if client is None:
         what = "You cancelled." if denied else description
         return pages.refusal(
@@ -106,7 +113,7 @@ def refuse(request: HttpRequest, transaction: LoginTransaction, error: str, desc
 
 def refuse_in_silence(request: HttpRequest, transaction: LoginTransaction, error: str) -> HttpResponse:
     """End a transaction that nobody has looked at (`prompt=none`): there was no click, so no redirect goes with one."""
-    _close(transaction, LoginTransaction.Outcome.FAILED)
+    close(transaction, LoginTransaction.Outcome.FAILED)
     assert transaction.client is not None
     refused = AuthorizationRefused(error, "The person would have to be asked first.")
     return refuse_request(request, transaction.client, transaction.redirect_uri, transaction.state, refused)
@@ -152,7 +159,7 @@ def gone(request: HttpRequest, transaction: LoginTransaction | None) -> HttpResp
     return pages.refusal(request, 409, "Nothing was changed", what, repair, link)
 
 
-def _close(transaction: LoginTransaction, outcome: str) -> bool:
+def close(transaction: LoginTransaction, outcome: str) -> bool:
     """Answer the transaction once; False if another tab, or a second click, was first."""
     now = timezone.now()
     closed = LoginTransaction.objects.filter(pk=transaction.pk, answered_at__isnull=True).update(

@@ -9,8 +9,8 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.cache import never_cache
 
-from oauth_relay import pages, redirect_uris, withdrawals
-from oauth_relay.browsers import person_context, signed_in_person
+from oauth_relay import linking, pages, redirect_uris, withdrawals
+from oauth_relay.browsers import OWN, person_context, signed_in_person
 from oauth_relay.models import Grant, User
 from oauth_relay.transaction_pages import scope_rows
 
@@ -34,6 +34,22 @@ def connections_of(user: User) -> list[dict[str, object]]:
     return [_row(grant) for grant in grants.order_by("-created")]
 
 
+def _identity_rows(user: User) -> list[dict[str, object]]:
+    """The identities by which this person can sign in, oldest first."""
+    ways = linking.ways_of(user)
+    return [
+        {
+            "id": str(identity.pk),
+            "label": linking.label_of(identity.provider),
+            "claims": identity.claims,
+            "last_login": identity.last_login,
+            "is_removable": len(ways) > 1,
+        }
+        for identity in user.identities.order_by("created")
+        if identity.provider in ways
+    ]
+
+
 @method_decorator(never_cache, name="dispatch")
 class ConnectionsView(View):
     """GET: the list. POST: end one; everything of it is over, everywhere, within a second."""
@@ -48,6 +64,9 @@ class ConnectionsView(View):
             "page_title": "Connections",
             "person": person_context(person),
             "connections": connections_of(person),
+            "has_password": OWN in linking.ways_of(person),
+            "identities": _identity_rows(person),
+            "addable": [{"name": name, "label": linking.label_of(name)} for name in linking.ways_to_add(person)],
             "notice": " ".join(str(message) for message in messages.get_messages(request)),
         }
         return render(request, "oauth_relay/connections.html", context)

@@ -33,16 +33,18 @@ class _Revocable:
     refresh_token: str = field(repr=False)
 
 
-def erase_credentials(user: User, why: str) -> int:
-    """Erase all that providers gave for this person, wherever it waits. The number of credentials erased.
+def erase_credentials(user: User, why: str, provider_name: str | None = None) -> int:
+    """Erase all that providers gave for this person, or that one did, wherever it waits. The number of credentials erased.
 
     Their clients stay connected: what needs a provider's token asks for a sign-in.
     """
     with atomic():
-        rows = list(UpstreamCredential.objects.select_for_update().filter(user=user))
+        of_provider = {} if provider_name is None else {"provider": provider_name}
+        rows = list(UpstreamCredential.objects.select_for_update().filter(user=user, **of_provider))
         revocable = [found for row in rows if (found := _revocable(row, user))]
         UpstreamCredential.objects.filter(pk__in=[row.pk for row in rows]).delete()
-        LoginTransaction.objects.filter(user=user).exclude(staged_tokens=None).update(staged_tokens=None)
+        waiting = LoginTransaction.objects.filter(user=user, **of_provider).exclude(staged_tokens=None)
+        waiting.update(staged_tokens=None)
         if rows:
             Withdrawal.objects.create(kind=Withdrawal.Kind.CREDENTIAL, reference=str(user.pk))
         for row in rows:

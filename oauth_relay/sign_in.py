@@ -10,7 +10,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
 
-from oauth_relay import audit, authorization_response, suspensions, transaction_pages, upstream_login
+from oauth_relay import audit, authorization_response, linking, suspensions, transaction_pages, upstream_login
 from oauth_relay.browsers import OWN, find_transaction, is_form_token, open_session, settle, signed_in_person
 from oauth_relay.models import LoginTransaction, User
 from oauth_relay.pages import see_other
@@ -42,6 +42,8 @@ class SignInView(View):
         if not is_form_token(request.POST.get("form_token", ""), transaction, "sign-in", None, transaction.scopes):
             said = "This page was out of date. Please try once more."
             return transaction_pages.sign_in_page(request, transaction, error=said, status=409)
+        if transaction.link_provider and transaction.signed_in_at:
+            return authorization_response.resume(transaction)
         if request.POST.get("action") == "cancel":
             return authorization_response.refuse(request, transaction, "access_denied", "The person cancelled.")
         if provider := request.POST.get("provider"):
@@ -49,7 +51,7 @@ class SignInView(View):
         return self._sign_in(request, transaction)
 
     def _forward(self, request: HttpRequest, transaction: LoginTransaction, provider: str) -> HttpResponse:
-        if provider not in settings.UPSTREAM_PROVIDERS:
+        if provider not in transaction_pages.providers_for(transaction):
             said = "That way to sign in is not offered here."
             return transaction_pages.sign_in_page(request, transaction, error=said, status=400)
         return upstream_login.forward(request, transaction, provider)
@@ -69,9 +71,14 @@ class SignInView(View):
             said = "That user name and password do not match."
             return transaction_pages.sign_in_page(request, transaction, error=said, username=username, status=403)
         forget_failures(username)
-        with database.atomic():
-            settle(transaction, user)
-            open_session(request, user, OWN)
+        try:
+            with database.atomic():
+                linking.confirm(transaction, user) if transaction.link_provider else settle(transaction, user)
+                open_session(request, user, OWN)
+        except linking.NotLinked as refused:
+            return transaction_pages.sign_in_page(
+                request, transaction, error=str(refused), username=username, status=403
+            )
         return authorization_response.resume(transaction)
 
 

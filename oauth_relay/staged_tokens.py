@@ -18,6 +18,7 @@ from oauth2_provider.scopes import get_scopes_backend
 from oauth_relay import challenges, vault
 from oauth_relay.identity_providers import Provider, TokenAnswer, provider
 from oauth_relay.models import Grant, Identity, LoginTransaction, UpstreamCredential, User
+from oauth_relay.models.transactions import NO_SECRETS
 from oauth_relay.upstream_credentials import CAIR, Tokens, as_datetime, open_tokens, seal_tokens
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def scope_to_ask(user: User | None, upstream: Provider) -> str:
 
 def erase_staged(transaction: LoginTransaction) -> None:
     """Forget what the provider gave: the person said no, came too late, or is somebody else."""
-    LoginTransaction.objects.filter(pk=transaction.pk).update(staged_tokens=None, upstream_secrets=None)
-    transaction.staged_tokens = transaction.upstream_secrets = None
+    LoginTransaction.objects.filter(pk=transaction.pk).update(**NO_SECRETS)
+    transaction.staged_tokens = transaction.upstream_secrets = transaction.identity_to_link = None
 
 
 def keep_staged(transaction: LoginTransaction) -> None:

@@ -10,8 +10,8 @@ from django.shortcuts import render
 from django.utils import timezone
 from oauth2_provider.scopes import get_scopes_backend
 
-from oauth_relay import consents, redirect_uris, staged_tokens
-from oauth_relay.browsers import form_token, mark_browser, person_context, remember_browser, signed_in_person
+from oauth_relay import consents, linking, redirect_uris, staged_tokens
+from oauth_relay.browsers import OWN, form_token, mark_browser, person_context, remember_browser, signed_in_person
 from oauth_relay.models import Client, LoginTransaction, User
 
 PAGES = frozenset({"/", "/connections"})
@@ -72,13 +72,25 @@ def sign_in_page(
         **request_context(transaction),
         "page_title": "Sign in",
         "form_token": form_token(transaction, "sign-in", None, transaction.scopes),
-        "providers": [{"name": name, "label": p["label"]} for name, p in settings.UPSTREAM_PROVIDERS.items()],
-        "own_accounts": settings.OWN_ACCOUNTS,
+        "providers": [{"name": name, "label": linking.label_of(name)} for name in providers_for(transaction)],
+        "own_accounts": OWN in _ways_for(transaction),
+        "adds": linking.label_of(transaction.link_provider) if transaction.link_provider else "",
         "demo_user": settings.DEMO_USER,
         "error": error,
         "username": username or transaction.login_hint,
     }
     return _page(request, transaction, "oauth_relay/sign_in.html", context, status)
+
+
+def _ways_for(transaction: LoginTransaction) -> list[str]:
+    """The ways in that count now: all that are enabled; for an addition, those that prove whose the account is."""
+    if transaction.link_provider:
+        return linking.ways_to_confirm(transaction.user) if transaction.user else []
+    return [OWN] * settings.OWN_ACCOUNTS + list(settings.UPSTREAM_PROVIDERS)
+
+
+def providers_for(transaction: LoginTransaction) -> list[str]:
+    return [way for way in _ways_for(transaction) if way != OWN]
 
 
 def consent_page(request: HttpRequest, transaction: LoginTransaction, person: User, notice: str) -> HttpResponse:

@@ -4,6 +4,7 @@ OpenID Connect Core 1.0 §3.1.3 over mozilla-django-oidc, with its holes closed:
 """
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +34,9 @@ class LoginFailed(Exception):
 
 
 @dataclass(frozen=True)
-class ProvedPerson:
-    """What an authorization code turned out to prove: the person, the claims about them, the tokens that came along."""
+class Proof:
+    """What an authorization code turned out to prove: the claims about a person, and the tokens that came along."""
 
-    user: User
     claims: dict[str, Any] = field(repr=False)
     answer: TokenAnswer = field(repr=False)
 
@@ -66,18 +66,26 @@ class UpstreamLoginBackend(OIDCAuthenticationBackend):
 
     def verify_code(
         self, code: str, *, redirect_uri: str, nonce: str, code_verifier: str, fresh_since: float | None = None
-    ) -> ProvedPerson:
-        """Whom `code` proves. Raises LoginFailed, NotAdmitted, ProviderRefused, ProviderUnavailable."""
+    ) -> Proof:
+        """What `code` proves. Raises LoginFailed, ProviderRefused, ProviderUnavailable."""
         answer = self.get_token({"code": code, "redirect_uri": redirect_uri, "code_verifier": code_verifier})
         claims = self._claims_of(answer, nonce)
         _check_freshness(claims, fresh_since)
+        return Proof(claims, answer)
+
+    def person_of(self, proof: Proof) -> User:
+        """The person whom `proof` is about, made at their first sign-in. Raises LoginFailed, NotAdmitted."""
         with atomic():
-            admission.check_admitted(self.upstream, claims)
-            user = self.get_or_create_user(None, None, claims)
+            admission.check_admitted(self.upstream, proof.claims)
+            user = self.get_or_create_user(None, None, proof.claims)
             if not isinstance(user, User):
                 raise LoginFailed("no person could be made of the ID token's claims")
-            admission.set_groups(user, claims)
-        return ProvedPerson(user, claims, answer)
+            admission.set_groups(user, proof.claims)
+        return user
+
+    def find_person(self, proof: Proof) -> User | None:
+        """The person whom `proof` is about, if they are known."""
+        return self.filter_users_by_claims(proof.claims).first()
 
     def _claims_of(self, answer: TokenAnswer, nonce: str) -> dict[str, Any]:
         """By the ID token; where a provider has none, by what its API says to the access token that has just come."""
@@ -151,7 +159,7 @@ class UpstreamLoginBackend(OIDCAuthenticationBackend):
             provider=self.upstream.name,
             issuer=claims["iss"],
             subject=claims["sub"],
-            claims=_kept(claims),
+            claims=kept_claims(claims),
             last_login=timezone.now(),
         )
         return user
@@ -159,7 +167,7 @@ class UpstreamLoginBackend(OIDCAuthenticationBackend):
     def update_user(self, user: User, claims: dict[str, Any]) -> User:
         """What the issuer says now. It is shown to people and decides nothing."""
         Identity.objects.filter(issuer=claims["iss"], subject=claims["sub"]).update(
-            claims=_kept(claims), last_login=timezone.now()
+            claims=kept_claims(claims), last_login=timezone.now()
         )
         return user
 
@@ -200,7 +208,7 @@ def _is_storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _kept(claims: dict[str, Any]) -> dict[str, Any]:
+def kept_claims(claims: Mapping[str, Any]) -> dict[str, Any]:
     """The few claims we keep: short, plain, and without NUL, which PostgreSQL would refuse."""
     kept: dict[str, Any] = {}
     for name in _KEPT_CLAIMS:

@@ -23,7 +23,7 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
-from oauth_relay import audit, authorization_response, browsers, pages, redirect_uris, staged_tokens, vault
+from oauth_relay import audit, authorization_response, browsers, linking, pages, redirect_uris, staged_tokens, vault
 from oauth_relay.admission import NotAdmitted
 from oauth_relay.digests import digest_of
 from oauth_relay.identity_providers import (
@@ -33,7 +33,7 @@ from oauth_relay.identity_providers import (
     provider,
 )
 from oauth_relay.models import LoginTransaction, User
-from oauth_relay.upstream_identities import CLOCK_LEEWAY, LoginFailed, ProvedPerson, UpstreamLoginBackend
+from oauth_relay.upstream_identities import CLOCK_LEEWAY, LoginFailed, Proof, UpstreamLoginBackend
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,9 @@ def forward(request: HttpRequest, transaction: LoginTransaction, provider_name: 
 
 
 def _prompt(request: HttpRequest, transaction: LoginTransaction, upstream: Provider) -> list[str]:
-    """What the client wants the person asked; and after a sign-out in this browser, who they are (T30)."""
+    """What the client wants the person asked; and who they are, after a sign-out in this browser (T30) or for a link."""
     words = [word for word in _PROMPTS if word in transaction.prompt.split()]
-    if browsers.has_signed_out(request) and not {"login", "select_account"} & set(words):
+    if (browsers.has_signed_out(request) or transaction.link_provider) and not {"login", "select_account"} & set(words):
         words.insert(0, upstream.prompt_for_another_person())
     return words
 
@@ -164,6 +164,8 @@ class CallbackView(View):
             return _end(request, transaction, upstream, "temporarily_unavailable", f"token endpoint: {error.error}")
         except (LoginFailed, vault.VaultError) as error:
             return _end(request, transaction, upstream, "temporarily_unavailable", str(error))
+        except linking.NotLinked as refused:
+            return authorization_response.refuse(request, transaction, "access_denied", str(refused))
 
 
 def _find_journey(request: HttpRequest, provider_name: str) -> LoginTransaction | None:
@@ -214,16 +216,35 @@ def _arrive(request: HttpRequest, transaction: LoginTransaction, upstream: Provi
     nonce, code_verifier, *asked_scope = json.loads(
         vault.open_sealed(transaction.upstream_secrets or b"", **journey_binding(transaction, upstream.name))
     )
-    proved = UpstreamLoginBackend(upstream).verify_code(
+    backend = UpstreamLoginBackend(upstream)
+    proof = backend.verify_code(
         code,
         redirect_uri=redirect_uri(upstream.name),
         nonce=nonce,
         code_verifier=code_verifier,
         fresh_since=_fresh_since(transaction),
     )
-    if not proved.user.is_active:
+    if transaction.link_provider:
+        return _arrive_to_link(request, transaction, upstream, backend, proof)
+    user = backend.person_of(proof)
+    if not user.is_active:
         return _end(request, transaction, upstream, "access_denied", "the person's account here is switched off")
-    return _sign_in(request, transaction, upstream, proved, *asked_scope)
+    return _sign_in(request, transaction, upstream, user, proof, *asked_scope)
+
+
+def _arrive_to_link(
+    request: HttpRequest, transaction: LoginTransaction, upstream: Provider, backend: UpstreamLoginBackend, proof: Proof
+) -> HttpResponse:
+    """The first arrival proves that the account is this person's; the second names whom they want to add. Nobody is made."""
+    if transaction.signed_in_at is None:
+        with atomic():
+            user = linking.confirm(transaction, backend.find_person(proof))
+            browsers.open_session(request, user, upstream.name, proof.claims.get("sid"))
+    elif upstream.name != transaction.link_provider or browsers.signed_in_person(request) != transaction.user:
+        raise LoginFailed("an addition came back from another provider, or to another person")
+    else:
+        linking.propose(transaction, proof.claims, proof.answer)
+    return authorization_response.resume(transaction)
 
 
 def _check_issuer(request: HttpRequest, upstream: Provider) -> None:
@@ -254,28 +275,29 @@ def _sign_in(
     request: HttpRequest,
     transaction: LoginTransaction,
     upstream: Provider,
-    proved: ProvedPerson,
+    user: User,
+    proof: Proof,
     asked_scope: str = "",
 ) -> HttpResponse:
     """Everything the answer proved, written at once: who it is, what the provider gave, and this browser's session."""
     with atomic():
         settled = LoginTransaction.objects.filter(pk=transaction.pk, answered_at=None).update(
-            user=proved.user, signed_in_at=timezone.now(), upstream_secrets=None
+            user=user, signed_in_at=timezone.now(), upstream_secrets=None
         )
         if not settled:
             return _nothing_changed(request)
         transaction.refresh_from_db(fields=["user", "signed_in_at", "upstream_secrets"])
         staged_tokens.stage(
             transaction,
-            proved.answer,
-            issuer=proved.claims["iss"],
-            subject=proved.claims["sub"],
+            proof.answer,
+            issuer=proof.claims["iss"],
+            subject=proof.claims["sub"],
             asked_scope=asked_scope,
         )
         if transaction.client_id is None:
             staged_tokens.keep_after_visit(transaction)
-        audit.record_within(_event("upstream_login.completed", transaction, upstream, proved.user))
-        browsers.open_session(request, proved.user, upstream.name, proved.claims.get("sid"))
+        audit.record_within(_event("upstream_login.completed", transaction, upstream, user))
+        browsers.open_session(request, user, upstream.name, proof.claims.get("sid"))
     return authorization_response.resume(transaction)
 
 

@@ -7,6 +7,7 @@ from oauth_relay import (
     backchannel_logout,
     connections,
     keys,
+    link_pages,
     metadata,
     pages,
     registration,
@@ -55,6 +56,7 @@ urlpatterns = [
     path("", pages.home, name="home"),
     path("", include((protocol, "oauth2_provider"))),
     path("connections", connections.ConnectionsView.as_view(), name="connections"),
+    path("link", link_pages.LinkView.as_view(), name="link"),
     path("logout", sign_out.sign_out, name="logout"),
     path("health", pages.health, name="health"),
 ]

@@ -16,7 +16,7 @@ from django.db.models import BinaryField, Model, QuerySet
 from django.db.models.functions import Now, Substr
 from django.db.transaction import atomic
 
-from oauth_relay import audit, keys, staged_tokens, upstream_credentials, upstream_login, vault
+from oauth_relay import audit, keys, linking, staged_tokens, upstream_credentials, upstream_login, vault
 from oauth_relay.models import DataKey, LoginTransaction, SigningKey, UpstreamCredential
 from oauth_relay.models.secrets import from_now
 
@@ -52,6 +52,7 @@ class SealedColumn:
 
 SEALED_COLUMNS = (
     SealedColumn("upstream credentials", UpstreamCredential, "tokens", upstream_credentials.own_binding),
+    SealedColumn("identities to link", LoginTransaction, "identity_to_link", linking.identity_binding),
     SealedColumn("staged tokens", LoginTransaction, "staged_tokens", staged_tokens.staged_binding),
     SealedColumn(
         "sign-ins under way",

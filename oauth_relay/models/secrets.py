@@ -6,6 +6,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.db import models
 from django.db.models.functions import Now
+from django.utils import timezone
 
 FAILURE_KEPT = timedelta(seconds=5)
 REJECTION_PATIENCE = timedelta(minutes=5)
@@ -130,6 +131,7 @@ class UpstreamCredential(models.Model):
     failure = models.CharField(max_length=64, blank=True)
     created = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True)
+    proved_at = models.DateTimeField(default=timezone.now, help_text="When the provider last stood by it.")
 
     # Only on rows that were read `with_clock`.
     is_leased: bool

@@ -6,13 +6,16 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
+NO_SECRETS = {"staged_tokens": None, "upstream_secrets": None, "identity_to_link": None}
+"""What is forgotten of a transaction that came to nothing."""
+
 
 class LoginTransactionQuerySet(models.QuerySet["LoginTransaction"]):
     def erase_expired_secrets(self) -> int:
         """Forget what the provider sent, and our secrets towards it, wherever the person never came back (T4)."""
         expired = self.filter(expires_at__lte=timezone.now())
-        held = expired.exclude(staged_tokens=None, upstream_secrets=None)
-        return held.update(staged_tokens=None, upstream_secrets=None)
+        held = expired.exclude(staged_tokens=None, upstream_secrets=None, identity_to_link=None)
+        return held.update(**NO_SECRETS)
 
 
 class LoginTransaction(models.Model):
@@ -45,6 +48,7 @@ class LoginTransaction(models.Model):
     prompt = models.CharField(max_length=64, blank=True)
     login_hint = models.CharField(max_length=255, blank=True)
     next_page = models.CharField(max_length=64, blank=True)
+    link_provider = models.CharField(max_length=64, blank=True, help_text="Where the person wants one more way in.")
 
     # Who it is about; set when the person is known.
     user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.CASCADE, related_name="+")
@@ -57,6 +61,9 @@ class LoginTransaction(models.Model):
     upstream_state_expires_at = models.DateTimeField(null=True)
     upstream_state_spent_at = models.DateTimeField(null=True)
     upstream_secrets = models.BinaryField(null=True, help_text="Nonce and PKCE verifier, sealed.")
+    identity_to_link = models.BinaryField(
+        null=True, help_text="Whom that provider then named, sealed until it is kept."
+    )
     staged_tokens = models.BinaryField(
         null=True, help_text="The provider's tokens until the person consents, sealed (T4)."
     )

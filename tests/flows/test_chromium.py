@@ -1,46 +1,24 @@
-"""The pages in a real browser: read, allowed, refused, by mouse and by keyboard, on a phone and in the dark.
+"""The pages in a real browser: read, allowed, refused, by mouse and by keyboard, on a phone and in the dark."""
 
-CAIR_SCREENSHOTS names a folder to keep the pictures in; else they are gone with the test.
-"""
-
-import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import expect
 
 from cair.demo.oauth_client import Listener
-from tests.conftest import CHROMIUM
+from tests.flows.visit import BOUND, Visit
 from tests.servers import Server
 from tests.walk import OAuthClient
 
 pytestmark = pytest.mark.chromium
 
-BOUND = 5.0
 PHONE = {"width": 320, "height": 640}
-# What a browser says of a page whose status is 4xx; the tests that provoke one say so.
-_STATUS = re.compile(r"Failed to load resource: the server responded with a status of (4\d\d)")
-_WATCH = (
-    "document.addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
-)
 
 
 @pytest.fixture(scope="module")
 def server(sqlite_server: Server) -> Server:
     """Which database it is is not the point here: the walks are made on both elsewhere."""
     return sqlite_server
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking", "--no-proxy-server"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -53,51 +31,6 @@ def listener() -> Iterator[Listener]:
 @pytest.fixture
 def client(server: Server, listener: Listener) -> OAuthClient:
     return OAuthClient(server.url, name="Chromium flow", redirect_uri=listener.redirect_uri).register()
-
-
-class Visit:
-    """One person's browser window; whatever the browser complains of is written down, and fails the test at its end."""
-
-    def __init__(self, browser: Browser, folder: Path, **options: object) -> None:
-        self.context = browser.new_context(**options)  # type: ignore[arg-type]
-        self.context.add_init_script(_WATCH)
-        self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(BOUND * 1000)
-        self.folder = folder
-        self.complaints: list[str] = []
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-
-    def picture(self, name: str) -> None:
-        self.page.screenshot(path=self.folder / f"{name}.png", full_page=True)
-
-    def sign_in(self, password: str = "demo") -> None:
-        self.page.get_by_label("User name").fill("demo")
-        self.page.get_by_label("Password").fill(password)
-        self.page.get_by_role("button", name=re.compile("^Sign in")).last.click()
-
-    def tab_to(self, selector: str) -> None:
-        """Press Tab until the focus is there, as somebody without a mouse would."""
-        for _ in range(60):
-            self.page.keyboard.press("Tab")
-            if self.page.evaluate("s => document.activeElement.matches(s)", selector):
-                return
-        raise AssertionError(f"Tab never reaches {selector}")
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("CAIR_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture
-def visit(chromium: Browser, pictures: Path, request: pytest.FixtureRequest) -> Iterator[Visit]:
-    visit = Visit(chromium, pictures, **getattr(request, "param", {}))
-    yield visit
-    visit.context.close()
-    assert [line for line in visit.complaints if not _STATUS.match(line)] == []
 
 
 def answer(listener: Listener) -> dict[str, str]:
