@@ -1,6 +1,7 @@
 """Everything that must be right before the first request, each with an id, and a hint that names the variable."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from oauth_relay.loopback import is_loopback
 
 LONGEST_GROUP = 150
 """What Django's table of groups holds."""
+
+_GITHUB_LOGIN = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*-?")
 
 
 def _error(variable: str, message: str, hint: str, number: int) -> Error:
@@ -48,7 +51,7 @@ def check_provider(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
 
 @register(Tags.security)
 def check_admission(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
-    """An allow-list or a table of groups that cannot do what it says (cair.E004 … E007)."""
+    """An allow-list or a table of groups that cannot do what it says (cair.E004 … W008)."""
     lists, providers = settings.ADMISSION, settings.UPSTREAM_PROVIDERS
     found: list[CheckMessage] = []
     if lists["usernames"] and "github" not in providers:
@@ -57,6 +60,14 @@ def check_admission(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     if any(lists.values()) and settings.OWN_ACCOUNTS and providers:
         hint = "Own accounts are an operator's own list. Set OWN_ACCOUNTS=false to let in only whom the lists name."
         found.append(Warning("OWN_ACCOUNTS is on: the ALLOWED_ lists do not concern it.", hint=hint, id="cair.W005"))
+    if at_github := _could_be_anybodys(lists["organisations"]) if {"github"} < set(providers) else []:
+        found.append(
+            Warning(
+                f"ALLOWED_ORGANISATIONS: {', '.join(at_github)} may be an organisation at GitHub too.",
+                hint="Anybody may found one of that name there, if none exists. Name GitHub's by their numbers.",
+                id="cair.W008",
+            )
+        )
     if any(len(group) > LONGEST_GROUP for _, group in settings.GROUPS_MAP):
         hint = "Give it a shorter name."
         found.append(_error("GROUPS_MAP", f"names a group with more than {LONGEST_GROUP} letters", hint, 7))
@@ -64,6 +75,11 @@ def check_admission(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
         if getattr(settings, given) and not getattr(settings, lacking):
             found.append(_error(lacking, f"is missing, while {given} is set", "Set both, or neither.", 6))
     return found
+
+
+def _could_be_anybodys(organisations: Iterable[str]) -> list[str]:
+    """The entries that GitHub would take for a login: letters, digits and single hyphens, and not digits alone."""
+    return sorted(word for word in organisations if not word.isdigit() and _GITHUB_LOGIN.fullmatch(word))
 
 
 def _is_provider_address(address: str) -> bool:

@@ -12,6 +12,6 @@ class TracedFormatter(logging.Formatter):
         super().__init__("{asctime} {levelname:<7} {name}: {message}", style="{")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        line = super().formatMessage(record)
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().formatMessage(record))
         trace = trace_id.get()
         return f"{line} [{trace}]" if trace else line

@@ -157,7 +157,8 @@ def _github(environment: Environment, *, development: bool) -> Configuration:
         "client_secret": _needed(environment, "GITHUB_CLIENT_SECRET", "GITHUB_CLIENT_ID is set"),
         "audience": "https://api.github.com",
         "audience_parameter": "",
-        "scope": "read:user user:email",
+        # One scope more only where it is needed: it shows in what people are asked.
+        "scope": "read:user user:email" + (" read:org" if environment.words("ALLOWED_ORGANISATIONS") else ""),
     }
 
 

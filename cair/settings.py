@@ -261,6 +261,8 @@ OAUTH2_PROVIDER = {
 AUTH0_DOMAIN = ENVIRONMENT.text("AUTH0_DOMAIN").rstrip("/")
 UPSTREAM_PROVIDERS = configured_providers(ENVIRONMENT, development=DEVELOPMENT)
 UPSTREAM_TIMEOUT = ENVIRONMENT.integer("UPSTREAM_TIMEOUT", 10, least=1, most=60)
+# For how long a provider's word about a person holds, in seconds; 0 where it is never asked again (T37).
+UPSTREAM_RECHECK = ENVIRONMENT.integer("UPSTREAM_RECHECK", 3600, least=0, most=86400)
 # As soon as a provider is configured, people sign in there; an operator may allow both.
 OWN_ACCOUNTS = ENVIRONMENT.boolean("OWN_ACCOUNTS", not UPSTREAM_PROVIDERS)
 DEMO_USER = DEVELOPMENT and ON_LOOPBACK and not UPSTREAM_PROVIDERS and ENVIRONMENT.boolean("DEMO_USER", True)

@@ -145,13 +145,13 @@ def _look_up(digest: str, resource: str) -> Principal:
     if grant is None or not grant.is_open:
         raise InvalidToken("its grant is withdrawn")
     if grant.suspended_at is not None:
-        raise InvalidToken("its person has signed out at the provider")
+        raise InvalidToken("its person must sign in at the provider again")
     if user is None or not user.is_active:
         raise InvalidToken("its person is no longer active")
     if client is None or client.blocked_at is not None:
         raise InvalidToken("its client is blocked")
     _note_use(grant, row)
-    identity = user.identities.order_by("-last_login").first()
+    identity = user.newest_identity()
     return Principal(
         subject=user.subject,
         user_id=user.pk,
@@ -200,8 +200,10 @@ async def stream_expiry(principal: Principal) -> float:
 
 
 def _stream_expiry(grant_id: uuid.UUID) -> float:
+    # Asked after the token was looked up: whatever ended in between must end the stream too.
+    waits = Grant.objects.live().filter(pk=grant_id, suspended_at=None)
     newest = (
-        AccessToken.objects.filter(grant_id=grant_id, grant__withdrawn_at__isnull=True)
+        AccessToken.objects.filter(grant_id__in=waits.values("pk"))
         .order_by("-expires")
         .values_list("expires", flat=True)
         .first()

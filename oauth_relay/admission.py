@@ -4,7 +4,7 @@ The lists are settings.ADMISSION. One entry that fits is enough; with no entry a
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -37,8 +37,10 @@ def check_admitted(upstream: Provider, claims: Mapping[str, Any]) -> None:
     if not any(settings.ADMISSION.values()):
         return
     # Every entry that names them is pinned, not only the first: another one would be left for whoever takes the name.
-    pinned = [_pin(entry, claims) for entry in _personal_entries(upstream, claims)]
-    if any(pinned) or _is_pinned(claims) or _fits_a_crowd(claims):
+    issuer, subject = claims["iss"], claims["sub"]
+    pinned = [_pin(entry, issuer, subject) for entry in _personal_entries(upstream, claims)]
+    fits_at_github = not upstream.has_id_tokens and _fits_at_github(issuer, claims.get("organisations") or ())
+    if any(pinned) or fits_at_github or _is_pinned(issuer, [subject], _configured_entries()) or _fits_a_crowd(claims):
         return
     logger.warning("%s: %r of %r is on no allow-list", upstream.name, claims["sub"], claims["iss"])
     raise NotAdmitted(_names_of(claims))
@@ -69,23 +71,20 @@ def _configured_entries() -> list[str]:
     return [f"username:{name}" for name in lists["usernames"]] + [f"email:{name}" for name in lists["emails"]]
 
 
-def _is_pinned(claims: Mapping[str, Any]) -> bool:
-    pins = AdmissionPin.objects.filter(issuer=claims["iss"], subject=claims["sub"])
-    return pins.filter(entry__in=_configured_entries()).exists()
+def _is_pinned(issuer: str, subjects: Collection[str], entries: Collection[str]) -> bool:
+    return AdmissionPin.objects.filter(issuer=issuer, subject__in=subjects, entry__in=entries).exists()
 
 
-def _pin(entry: str, claims: Mapping[str, Any]) -> bool:
-    """Whether `entry` means this person. Of two who come at once under one name, the constraint lets one in."""
+def _pin(entry: str, issuer: str, subject: str) -> bool:
+    """Whether `entry` means this person, or organisation. Of two who come at once under one name, the constraint lets one in."""
     if len(entry) > _LONGEST_ENTRY:
         return False
     try:
         with atomic():
-            pin, made = AdmissionPin.objects.get_or_create(
-                entry=entry, defaults={"issuer": claims["iss"], "subject": claims["sub"]}
-            )
+            pin, made = AdmissionPin.objects.get_or_create(entry=entry, defaults={"issuer": issuer, "subject": subject})
     except IntegrityError:
         return False
-    is_theirs = (pin.issuer, pin.subject) == (claims["iss"], claims["sub"])
+    is_theirs = (pin.issuer, pin.subject) == (issuer, subject)
     if made:
         logger.info("allow-list: %s means %s at %s from now on", entry, pin.subject, pin.issuer)
     elif not is_theirs:
@@ -93,11 +92,27 @@ def _pin(entry: str, claims: Mapping[str, Any]) -> bool:
     return is_theirs
 
 
+# -- organisations at GitHub -------------------------------------------------------------------------------------------
+
+
+def _fits_at_github(issuer: str, organisations: Iterable[Mapping[str, Any]]) -> bool:
+    """By the number of an organisation; or by its login, which means the number that it first stood for (T25).
+
+    An entry of digits is a number and never a login: anybody may found an organisation and call it 583231.
+    """
+    listed = settings.ADMISSION["organisations"]
+    entries = {f"organisation:{entry.lower()}" for entry in listed if not entry.isdigit()}
+    theirs = {f"org:{found['id']}": f"organisation:{found['login'].lower()}" for found in organisations}
+    pinned = [_pin(entry, issuer, subject) for subject, entry in theirs.items() if entry in entries]
+    by_number = any(subject.removeprefix("org:") in listed for subject in theirs)
+    return any(pinned) or by_number or _is_pinned(issuer, list(theirs), entries)
+
+
 # -- entries that name many --------------------------------------------------------------------------------------------
 
 
 def _fits_a_crowd(claims: Mapping[str, Any]) -> bool:
-    """Domain, organisation or claim: whoever is of them may come, so there is nobody to pin."""
+    """Domain, organisation by an id that never changes hands, or claim: there is nobody to pin."""
     email, lists = verified_email(claims), settings.ADMISSION
     return (
         (email is not None and email.rpartition("@")[2] in lists["domains"])

@@ -6,7 +6,7 @@ browser sessions end, their clients wait for a sign-in (`suspensions`), and ever
 
 import logging
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
@@ -36,6 +36,8 @@ LONGEST_ID = 255
 OLDEST = 300
 """Seconds after which a logout token without an end of its own comes too late."""
 LONGEST_LIFE = 24 * 3600
+ECHO_WITHIN = 300
+"""Seconds within which a provider's word of a sign-out that began here is an echo, and no news."""
 
 
 class InvalidLogoutToken(Exception):
@@ -144,12 +146,35 @@ def _sign_out_everywhere(upstream: Provider, claims: dict[str, Any]) -> None:
     tells who sits there now. A person we do not know has nothing to end.
     """
     for user in _people_meant(upstream, claims):
+        if _is_echo(upstream, user, claims.get("sid")):
+            continue
         user.sessions.all().delete()
         waiting = suspensions.suspend(user, upstream.name)
         event = "user.signed_out_by_provider"
         audit.record_within(
             audit.Event(event, pseudonym=user.pseudonym, detail={"provider": upstream.name, "grants": waiting})
         )
+
+
+def expect_echo(upstream: Provider, user: User, sid: str) -> None:
+    """This person ends their session by our own button: a logout token for it will have nothing left to do.
+
+    Providers tell every client of a session that it is over, the one that asked for it too. And a sign-out here leaves
+    connected clients alone.
+    """
+    until = timezone.now() + timedelta(seconds=ECHO_WITHIN)
+    SpentLogoutToken.objects.update_or_create(digest=_echo_digest(upstream, user, sid), defaults={"until": until})
+
+
+def _is_echo(upstream: Provider, user: User, sid: str | None) -> bool:
+    """Whether all that the token says was done here a moment ago. While a session of that name is open, it is news."""
+    if sid is None or user.sessions.filter(provider=upstream.name, upstream_sid=sid).exists():
+        return False
+    return SpentLogoutToken.objects.filter(digest=_echo_digest(upstream, user, sid), until__gt=timezone.now()).exists()
+
+
+def _echo_digest(upstream: Provider, user: User, sid: str) -> str:
+    return digest_of(f"{upstream.name}\0{user.subject}\0{sid}")
 
 
 def _people_meant(upstream: Provider, claims: dict[str, Any]) -> list[User]:

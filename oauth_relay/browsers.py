@@ -10,7 +10,6 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import auth
-from django.db.models import F
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare, salted_hmac
@@ -110,7 +109,7 @@ def person_context(user: User | None) -> dict[str, Any] | None:
     """What a page says of a person: name, e-mail, and where they are known from."""
     if user is None:
         return None
-    identity = user.identities.order_by(F("last_login").desc(nulls_last=True)).first()
+    identity = user.newest_identity()
     claims = identity.claims if identity else {}
     provider = settings.UPSTREAM_PROVIDERS.get(identity.provider, {}).get("label") if identity else "CAIR"
     return {

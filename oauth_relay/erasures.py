@@ -17,7 +17,7 @@ from django.db.transaction import atomic, on_commit
 from oauth_relay import audit, vault
 from oauth_relay.identity_providers import ProviderUnavailable, provider
 from oauth_relay.models import LoginTransaction, UpstreamCredential, User, Withdrawal
-from oauth_relay.upstream_credentials import credential_event, open_tokens
+from oauth_relay.upstream_credentials import Tokens, credential_event, open_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +26,11 @@ _revokers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="upstream-revoc
 
 @dataclass(frozen=True)
 class _Revocable:
-    """A refresh token that nobody here has any more, and what the audit may say of it."""
+    """Tokens that nobody here has any more, and what the audit may say of them."""
 
     row: UpstreamCredential
     pseudonym: uuid.UUID
-    refresh_token: str = field(repr=False)
+    tokens: Tokens = field(repr=False)
 
 
 def erase_credentials(user: User, why: str, provider_name: str | None = None) -> int:
@@ -63,15 +63,16 @@ def _revocable(row: UpstreamCredential, user: User) -> _Revocable | None:
     except vault.VaultError as error:
         logger.warning("credential %s is erased, but cannot be revoked at %s: %s", row.pk, row.provider, error)
         return None
-    return _Revocable(row, user.pseudonym, tokens.refresh_token) if tokens.refresh_token else None
+    return _Revocable(row, user.pseudonym, tokens)
 
 
 def _revoke(found: _Revocable) -> None:
     """Tell the provider once, and write down what came of it."""
+    upstream, tokens = provider(found.row.provider), found.tokens
     try:
-        outcome = "ok" if provider(found.row.provider).revoke(found.refresh_token) else "not_offered"
+        outcome = "ok" if upstream.revoke(tokens.access_token, tokens.refresh_token) else "not_offered"
     except ProviderUnavailable as error:
-        logger.warning("a refresh token could not be revoked at %s: %s", found.row.provider, error)
+        logger.warning("a token could not be revoked at %s: %s", found.row.provider, error)
         outcome = "unavailable"
     try:
         audit.record_within(credential_event("upstream_token.revoked", outcome, found.row, found.pseudonym))

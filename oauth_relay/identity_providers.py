@@ -117,27 +117,41 @@ def _make_session() -> requests.Session:
 _session = _make_session()
 
 
-def call(
+@dataclass(frozen=True)
+class Answer:
+    """What came back from `host`. `next_page` is where a list goes on (RFC 8288): an address nobody has looked at yet."""
+
+    host: str | None
+    status: int
+    body: bytes = field(repr=False)
+    next_page: str | None
+
+    def json(self, shape: type[dict] | type[list] = dict) -> Any:
+        """The body: an object, or a list where that is what the `shape` says. Raises ProviderUnavailable.
+
+        Only a success has to have the shape; an error is an object everywhere.
+        """
+        try:
+            return _json_of(shape if self.status == 200 else dict, self.body, self.status)
+        except _Unreadable as error:
+            raise ProviderUnavailable(f"{self.host}: {error}") from error
+
+
+def call(method: str, url: str, *, auth: AuthBase | None = None, form: Mapping[str, str] | None = None) -> Any:
+    """Status and JSON object of one call. Raises ProviderUnavailable."""
+    answer = fetch(method, url, auth=auth, form=form)
+    return answer.status, answer.json()
+
+
+def fetch(
     method: str,
     url: str,
     *,
     auth: AuthBase | None = None,
     form: Mapping[str, str] | None = None,
-    shape: type[dict] | type[list] = dict,
-) -> Any:
-    """Status and JSON of one call: an object, or a list where that is what the `shape` says. Raises ProviderUnavailable.
-
-    Only a success has to have the shape; an error is an object everywhere.
-    """
-    status, body = _fetch(method, url, auth, form)
-    try:
-        return status, _json_of(shape if status == 200 else dict, body, status)
-    except _Unreadable as error:
-        raise ProviderUnavailable(f"{urlsplit(url).hostname}: {error}") from error
-
-
-def _fetch(method: str, url: str, auth: AuthBase | None, form: Mapping[str, str] | None) -> tuple[int, bytes]:
-    """Status and body of one call. Raises ProviderUnavailable."""
+    document: Mapping[str, str] | None = None,
+) -> Answer:
+    """One call, with a form or a JSON document. Raises ProviderUnavailable."""
     host = urlsplit(url).hostname
     timeout = settings.UPSTREAM_TIMEOUT
     deadline = time.monotonic() + timeout + CONNECT_TIMEOUT
@@ -146,6 +160,7 @@ def _fetch(method: str, url: str, auth: AuthBase | None, form: Mapping[str, str]
             method,
             url,
             data=form,
+            json=document,
             auth=auth or _NoCredentials(),
             timeout=(min(CONNECT_TIMEOUT, timeout), timeout),
             # A redirected token request would hand code and client secret to whoever the answer names.
@@ -153,7 +168,8 @@ def _fetch(method: str, url: str, auth: AuthBase | None, form: Mapping[str, str]
             stream=True,
             proxies={"no_proxy": host} if host and is_loopback(host) else None,
         ) as response:
-            return response.status_code, _read(response, deadline)
+            next_page = response.links.get("next", {}).get("url")
+            return Answer(host, response.status_code, _read(response, deadline), next_page)
     except requests.RequestException as error:
         raise ProviderUnavailable(f"{host}: {error.__class__.__name__}") from error
     except _Unreadable as error:
@@ -239,6 +255,7 @@ class Provider:
     """
 
     has_id_tokens = True
+    vouches_for_access_tokens = False
 
     def __init__(self, name: str, configuration: Mapping[str, str]) -> None:
         self.name = name
@@ -350,7 +367,8 @@ class Provider:
         """
         found = self._find_key(unverified_header, DOCUMENT_LIFETIME) or self._find_key(unverified_header, RETRY_AFTER)
         if found is None:
-            raise UnknownKey(f"{self.name} publishes no key for this token")
+            asked = {name: str(unverified_header.get(name))[:80] for name in ("alg", "kid")}
+            raise UnknownKey(f"{self.name} publishes no key for this token: {asked}")
         return found
 
     def _find_key(self, unverified_header: Mapping[str, Any], not_older_than: float) -> jwt.PyJWK | None:
@@ -390,15 +408,31 @@ class Provider:
         """RFC 8707 §2.2: without it the token would be for the provider's own userinfo, and not for the API."""
         return self.audience_request() if self.audience_parameter == "resource" else {}
 
-    def revoke(self, refresh_token: str) -> bool:
-        """RFC 7009 §2.1. False where this provider offers none. Raises ProviderUnavailable."""
+    def check_access_token(self, access_token: str) -> None:
+        """Ask whether the provider still stands by a token that cannot be refreshed. Same errors.
+
+        Only where it `vouches_for_access_tokens`. OpenID Connect has no such question: userinfo refuses an API's token.
+        """
+        raise NotImplementedError
+
+    def revoke(self, access_token: str, refresh_token: str | None) -> bool:
+        """RFC 7009 §2.1. False where this provider offers none. Raises ProviderUnavailable.
+
+        > If the particular token is a refresh token and the authorization server supports the revocation of access
+        > tokens, then the authorization server SHOULD also invalidate all access tokens based on the same grant.
+        """
         endpoint = self.endpoint("revocation_endpoint")
         if endpoint is None:
             return False
-        form = {"token": refresh_token, "token_type_hint": "refresh_token"}
+        kind = "refresh_token" if refresh_token else "access_token"
+        form = {"token": refresh_token or access_token, "token_type_hint": kind}
         status = 0
         for method in self._ways_to_authenticate():
-            status, _ = _fetch("POST", endpoint, *self._authenticated(method, form))
+            auth, authenticated = self._authenticated(method, form)
+            answer = fetch("POST", endpoint, auth=auth, form=authenticated)
+            status = answer.status
+            if _says_unsupported(answer):
+                return False
             if status == 200:  # > The content of the response body is ignored by the client (RFC 7009 §2.2)
                 return True
             if not 400 <= status < 500:
@@ -447,6 +481,14 @@ class Provider:
         return [way for way in ("client_secret_post", "client_secret_basic") if way in listed] or [
             "client_secret_basic"
         ]
+
+
+def _says_unsupported(answer: Answer) -> bool:
+    """RFC 7009 §2.2.1: some revoke refresh tokens only."""
+    try:
+        return answer.status == 400 and answer.json().get("error") == "unsupported_token_type"
+    except ProviderUnavailable:
+        return False
 
 
 def _checked_jwks(found: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
-from oauth_relay import audit, pages
+from oauth_relay import audit, backchannel_logout, pages
 from oauth_relay.browsers import note_sign_out, signed_in_person
 from oauth_relay.identity_providers import Provider, ProviderUnavailable, provider
 
@@ -20,7 +20,7 @@ from oauth_relay.identity_providers import Provider, ProviderUnavailable, provid
 @require_POST
 def sign_out(request: HttpRequest) -> HttpResponse:
     """This browser's session ends. Where the provider has an address for it, the person is sent on to end theirs there."""
-    user, way = signed_in_person(request), request.session.get("way")
+    user, way, sid = signed_in_person(request), request.session.get("way"), request.session.get("upstream_sid")
     if user is not None:
         audit.record_within(audit.Event("user.signed_out", pseudonym=user.pseudonym))
     auth.logout(request)
@@ -29,7 +29,11 @@ def sign_out(request: HttpRequest) -> HttpResponse:
         return pages.see_other("/")
     upstream = provider(way)
     address = end_session_address(upstream)
-    return _go_on_to(request, upstream, address) if address else pages.see_other("/")
+    if address is None:
+        return pages.see_other("/")
+    if sid:
+        backchannel_logout.expect_echo(upstream, user, sid)
+    return _go_on_to(request, upstream, address)
 
 
 def end_session_address(upstream: Provider) -> str | None:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -18,6 +19,7 @@ from oauth2_provider.scopes import get_scopes_backend
 from oauth_relay import challenges, vault
 from oauth_relay.identity_providers import Provider, TokenAnswer, provider
 from oauth_relay.models import Grant, Identity, LoginTransaction, UpstreamCredential, User
+from oauth_relay.models.secrets import LOST
 from oauth_relay.models.transactions import NO_SECRETS
 from oauth_relay.upstream_credentials import CAIR, Tokens, as_datetime, open_tokens, seal_tokens
 
@@ -37,6 +39,7 @@ class _Staged:
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
     expires_at: float | None
+    proved_at: datetime = field(default_factory=timezone.now)
 
     def tokens(self, refresh_token: str | None) -> Tokens:
         return Tokens.of(TokenAnswer(self.access_token, refresh_token, None, None, self.expires_at))
@@ -113,7 +116,9 @@ def _open_staged(transaction: LoginTransaction) -> _Staged | None:
     except vault.VaultError as error:
         logger.error("staged tokens are lost, the person will be asked to sign in again: %s", error)
         return None
-    staged = _Staged(user_id=transaction.user_id, provider=transaction.provider, **opened)
+    # The provider stood by them when they came back from it; the consent may be half an hour later.
+    proved_at = transaction.signed_in_at or timezone.now()
+    staged = _Staged(user_id=transaction.user_id, provider=transaction.provider, **opened, proved_at=proved_at)
     own = Identity.objects.filter(user_id=staged.user_id, issuer=staged.issuer, subject=staged.subject)
     return staged if own.exists() else None
 
@@ -132,7 +137,9 @@ def _merge(staged: _Staged) -> None:
         except IntegrityError:
             row = rows.with_clock().select_for_update().get()
     keeps, refresh_token = _compare(row, staged)
-    if not keeps:
+    if keeps:
+        rows.filter(proved_at__lt=staged.proved_at).update(proved_at=staged.proved_at)
+    else:
         _replace(row, staged, refresh_token)
 
 
@@ -145,6 +152,7 @@ def _insert(staged: _Staged) -> None:
         subject=staged.subject,
         scope=staged.scope,
         expires_at=as_datetime(staged.expires_at),
+        proved_at=staged.proved_at,
     )
     row.tokens = seal_tokens(row, staged.tokens(staged.refresh_token), version=row.version)
     row.save(force_insert=True)
@@ -181,12 +189,14 @@ def _alive_tokens(row: UpstreamCredential, staged: _Staged) -> Tokens | None:
 
 
 def _replace(row: UpstreamCredential, staged: _Staged, refresh_token: str | None) -> None:
+    # A refresh token that is carried over may have been sent once already, with nothing to show for it (T14).
+    is_carried_over = staged.refresh_token is None and refresh_token is not None
+    row.failure = LOST if is_carried_over and row.lease_holder and row.lease_sent_at else ""
     row.issuer, row.subject, row.scope = staged.issuer, staged.subject, staged.scope
-    row.expires_at = as_datetime(staged.expires_at)
+    row.expires_at, row.proved_at = as_datetime(staged.expires_at), staged.proved_at
     row.version += 1
     row.state = UpstreamCredential.State.GOOD
     row.lease_holder = row.lease_until = row.lease_sent_at = row.failed_at = None
-    row.failure = ""
     row.tokens = seal_tokens(row, staged.tokens(refresh_token), version=row.version)
     row.save()
 

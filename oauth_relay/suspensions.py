@@ -5,7 +5,8 @@ refreshing answers `invalid_grant`, and nothing else happens: no token is spent,
 of that person the same refresh token and the same MCP session go on.
 
 Whether a provider's credential is good is written on the credential, and only there. `Grant.suspended_at` is for the other
-reason: the provider has said that the person signed out (OpenID Connect Back-Channel Logout 1.0).
+reason: the provider has said that the person signed out (OpenID Connect Back-Channel Logout 1.0), or no longer stands by
+them (`rechecks`).
 """
 
 from collections.abc import Collection
@@ -38,7 +39,8 @@ def suspend(user: User, provider_name: str) -> int:
     """
     with atomic():
         waiting = Grant.objects.open().filter(user=user, suspended_at=None).update(suspended_at=timezone.now())
-        rows = UpstreamCredential.objects.exclude(state=UpstreamCredential.State.SIGN_IN_NEEDED)
+        # Also what is over already: a late success beats the provider's `invalid_grant`, and must not beat this.
+        rows = UpstreamCredential.objects.exclude(failure=SIGNED_OUT)
         for row in rows.filter(user=user, provider=provider_name).select_for_update():
             mark_sign_in_needed(row, SIGNED_OUT, user.pseudonym, UpstreamCredential.objects.all())
         Withdrawal.objects.create(kind=Withdrawal.Kind.USER, reference=str(user.pk))

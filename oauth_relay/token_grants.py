@@ -7,6 +7,8 @@ a refresh token is used once, whatever happens at the same time, and a withdrawa
 import json
 import logging
 import secrets
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.db import transaction as database
@@ -20,6 +22,7 @@ from oauthlib.oauth2.rfc6749 import errors
 from oauthlib.oauth2.rfc6749.grant_types import AuthorizationCodeGrant, RefreshTokenGrant
 from oauthlib.oauth2.rfc6749.tokens import BearerToken
 
+from oauth_relay import rechecks
 from oauth_relay.digests import digest_of
 from oauth_relay.models import RefreshToken
 from oauth_relay.pages import oauth_error
@@ -33,27 +36,37 @@ LONGEST_PARAMETER = 8192
 # -- the two grants ----------------------------------------------------------------------------------------------------
 
 
+TokenResponse = tuple[dict, str, int]
+
+
 class CodeGrant(AuthorizationCodeGrant):
     """RFC 6749 §4.1.3 in one transaction. Bends the library's at its outermost call: codes are stored hashed."""
 
-    def create_token_response(self, request: Any, token_handler: Any) -> tuple[dict, str, int]:
-        _forget_claimed_attributes(request)
+    def create_token_response(self, request: Any, token_handler: Any) -> TokenResponse:
         if request.code:
             request.code = digest_of(request.code)
-        with database.atomic():
-            return super().create_token_response(request, token_handler)
+        return _once_proved(request, partial(super().create_token_response, request, token_handler))
+
+    def validate_token_request(self, request: Any) -> None:
+        super().validate_token_request(request)
+        _check_proved(request)
 
 
 class RefreshGrant(RefreshTokenGrant):
     """RFC 6749 §6 in one transaction; the immediate predecessor gets its answer again (T13)."""
 
-    def create_token_response(self, request: Any, token_handler: Any) -> tuple[dict, str, int]:
-        _forget_claimed_attributes(request)
-        with database.atomic():
-            headers, body, status = super().create_token_response(request, token_handler)
-            if status == 200:
-                body = self._remember_answer(request, body)
-            return headers, body, status
+    def create_token_response(self, request: Any, token_handler: Any) -> TokenResponse:
+        return _once_proved(request, partial(self._refresh, request, token_handler))
+
+    def validate_token_request(self, request: Any) -> None:
+        super().validate_token_request(request)
+        _check_proved(request)
+
+    def _refresh(self, request: Any, token_handler: Any) -> TokenResponse:
+        headers, body, status = super().create_token_response(request, token_handler)
+        if status == 200:
+            body = self._remember_answer(request, body)
+        return headers, body, status
 
     def _remember_answer(self, request: Any, body: str) -> str:
         """The first answer is kept for a retry, under a key that only the token presented yields."""
@@ -63,6 +76,31 @@ class RefreshGrant(RefreshTokenGrant):
         sealed = seal_answer(request.refresh_token, spent.pk, body)
         RefreshToken.objects.filter(pk=spent.pk).update(replay_answer=sealed)
         return body
+
+
+def _once_proved(request: Any, attempt: Callable[[], TokenResponse]) -> TokenResponse:
+    """`attempt` in one transaction. Where a provider must be asked about the person first (T37), that is undone, and made
+    again afterwards: nobody waits for a provider with a grant's lock in hand."""
+    try:
+        return _attempted(request, attempt, is_asked=False)
+    except rechecks.ProofDue as due:
+        rechecks.ask_providers(due)
+    return _attempted(request, attempt, is_asked=True)
+
+
+def _attempted(request: Any, attempt: Callable[[], TokenResponse], *, is_asked: bool) -> TokenResponse:
+    _forget_claimed_attributes(request)
+    request.is_provider_asked = is_asked
+    with database.atomic():
+        return attempt()
+
+
+def _check_proved(request: Any) -> None:
+    """Last of all: the provider is asked for a client that is who it says, with a code or token that would be good."""
+    if not request.is_provider_asked:
+        rechecks.check_proved(request.user)
+    elif request.relay_grant.suspended_at is not None:
+        raise errors.InvalidGrantError("The person must sign in again.", request=request)
 
 
 def _forget_claimed_attributes(request: Any) -> None:

@@ -113,7 +113,9 @@ class UpstreamLoginBackend(OIDCAuthenticationBackend):
             raise LoginFailed(f"ID token: {error}") from error
         _check_parties(claims, self.upstream.client_id)
         nonce = claims.get("nonce")
-        if not isinstance(nonce, str) or not constant_time_compare(nonce, kwargs["nonce"]):
+        if not isinstance(nonce, str) or not nonce:
+            raise LoginFailed("ID token: it has no nonce")
+        if not constant_time_compare(nonce, kwargs["nonce"]):
             raise LoginFailed("ID token: the nonce is not the one sent")
         return claims
 
@@ -185,11 +187,15 @@ def _check_parties(claims: dict[str, Any], client_id: str) -> None:
     audience = claims["aud"]
     # > If the ID Token contains multiple audiences, the Client SHOULD verify that an azp Claim is present.
     # > If an azp Claim is present, the Client SHOULD verify that its client_id is the Claim Value. (§3.1.3.7)
-    if claims.get("azp", None if isinstance(audience, list) and len(audience) > 1 else client_id) != client_id:
+    if "azp" not in claims and isinstance(audience, list) and len(audience) > 1:
+        raise LoginFailed("ID token: it has several audiences and no authorized party")
+    if claims.get("azp", client_id) != client_id:
         raise LoginFailed("ID token: it was made for another client")
     subject = claims["sub"]
-    if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_ID or not _is_storable(subject):
-        raise LoginFailed("ID token: its subject is no subject")
+    if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_ID:
+        raise LoginFailed("ID token: its subject is empty, or too long")
+    if not _is_storable(subject):
+        raise LoginFailed("ID token: its subject holds what no database keeps")
     if len(claims["iss"]) > _LONGEST_ID:
         raise LoginFailed("ID token: its issuer is too long")
 

@@ -29,7 +29,7 @@ from oauth_relay.identity_providers import (
     TokenAnswer,
     provider,
 )
-from oauth_relay.models import UpstreamCredential
+from oauth_relay.models import UpstreamCredential, User
 from oauth_relay.models.secrets import FAILURE_KEPT, LOST, from_now
 from oauth_relay.upstream_credentials import (
     NO_LEASE,
@@ -62,7 +62,8 @@ _refreshers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="upstream-ref
 
 async def token_from_vault(principal: Principal, api: str, rejected_version: str | None) -> UpstreamToken:
     """The person's access token, refreshed if it must be. Everyone who waits reads the row again until it is decided."""
-    wait_until = time.monotonic() + _lease_seconds()
+    # Whoever has waited behind a holder that died still has the time to ask the provider, and to read what came of it.
+    wait_until = time.monotonic() + _lease_seconds() + _call_seconds()
     while time.monotonic() < wait_until:
         credential = await in_database(_open_credential, principal, api)
         try:
@@ -114,13 +115,19 @@ def _open_credential(principal: Principal, api: str) -> Credential:
     row = rows.with_clock().first()
     if row is None or row.state == UpstreamCredential.State.SIGN_IN_NEEDED:
         raise UpstreamLoginRequired(f"no good credential at {name}")
-    tokens = open_tokens(row, user_id=principal.user_id, provider_name=name, audience=audience)
+    credential = _opened(row, principal.user_id, name, audience, principal.pseudonym)
     _note_use(row)
+    return credential
+
+
+def _opened(row: UpstreamCredential, user_id: int, name: str, audience: str, pseudonym: uuid.UUID | None) -> Credential:
+    """The credential in `row`, which was read with the database's clock. Raises UpstreamLoginRequired, VaultError."""
+    tokens = open_tokens(row, user_id=user_id, provider_name=name, audience=audience)
     if tokens.refresh_token is None and row.expires_at and row.expires_at <= timezone.now():
-        mark_sign_in_needed(row, "expired", principal.pseudonym, UpstreamCredential.objects.filter(lease_holder=None))
+        mark_sign_in_needed(row, "expired", pseudonym, UpstreamCredential.objects.filter(lease_holder=None))
         raise UpstreamLoginRequired("the access token has expired and the provider gave no refresh token")
     if row.lease_is_lost:
-        mark_sign_in_needed(row, LOST, principal.pseudonym, UpstreamCredential.objects.lost())
+        mark_sign_in_needed(row, LOST, pseudonym, UpstreamCredential.objects.lost())
         raise UpstreamLoginRequired("two refreshes in a row ended without an answer")
     return Credential(row, tokens, row.is_leased, row.has_just_failed, row.was_just_renewed)
 
@@ -130,6 +137,62 @@ def _note_use(row: UpstreamCredential) -> None:
     now = timezone.now()
     if row.last_used_at is None or now - row.last_used_at > LAST_USE_EVERY:
         UpstreamCredential.objects.filter(pk=row.pk).update(last_used_at=now)
+
+
+# -- the provider's word, token or no token (T37) ----------------------------------------------------------------------
+
+
+def prove(user: User, row: UpstreamCredential, give_up_at: float) -> None:
+    """Have the provider stand by a credential, or end it. Whatever comes of it is in the row; nothing is returned.
+
+    By the same lease as every refresh: of many who want to know, one asks and the others wait for it. Raises
+    UpstreamLoginRequired where nobody can be asked any more, VaultError.
+    """
+    was_asked = False
+    while time.monotonic() < give_up_at and (credential := _unproved(user, row)) is not None:
+        can_refresh = credential.tokens.refresh_token is not None
+        if not can_refresh and not provider(row.provider).vouches_for_access_tokens:
+            return  # nothing to ask with: doctor names such a provider
+        if credential.is_leased or was_asked:
+            _give_back_connection()
+            time.sleep(POLL_EVERY)
+        if not credential.is_leased:
+            was_asked = True
+            _renew(credential, "", user.pseudonym) if can_refresh else _vouch(credential, user.pseudonym)
+
+
+def _unproved(user: User, row: UpstreamCredential) -> Credential | None:
+    """The credential as it is now; None once it is proved, over, or was asked about in vain a moment ago."""
+    rows = UpstreamCredential.objects.filter(pk=row.pk, user=user, proved_at__lte=row.proved_at)
+    found = rows.exclude(state=UpstreamCredential.State.SIGN_IN_NEEDED).with_clock().first()
+    if found is None or found.has_just_failed:
+        return None
+    audience = settings.UPSTREAM_PROVIDERS[row.provider]["audience"]
+    return _opened(found, user.pk, row.provider, audience, user.pseudonym)
+
+
+def _vouch(credential: Credential, pseudonym: uuid.UUID | None) -> None:
+    """Ask with the access token itself. Nothing is spent by it, so a claim that was lost in mid-call may be retaken."""
+    row = credential.row
+    holder = _claim(row)
+    if holder is None:
+        return None
+    _give_back_connection()
+    try:
+        provider(row.provider).check_access_token(credential.tokens.access_token)
+    except ProviderUnavailable as error:
+        return _record_failure(row, holder, str(error))
+    except ProviderRefused as error:
+        return _record_refusal(row, holder, error.error, pseudonym)
+    mine = UpstreamCredential.objects.filter(pk=row.pk, version=row.version, lease_holder=holder)
+    mine.update(proved_at=Now(), failure="", **NO_LEASE)
+    return None
+
+
+def _give_back_connection() -> None:
+    """Nobody keeps one of the pool's few connections while a provider takes its time."""
+    if not connection.in_atomic_block:
+        connection.close()
 
 
 # -- the lease ---------------------------------------------------------------------------------------------------------
@@ -154,14 +217,16 @@ def _renew(credential: Credential, rejected_by: str, pseudonym: uuid.UUID | None
     try:
         upstream.metadata()
     except ProviderUnavailable as error:
-        return _record_failure(row, None, str(error))
+        return _record_unsent(row, str(error))
     started = time.monotonic()
     holder = _claim(row)
     if holder is None:
         return None
-    if time.monotonic() - started > _lease_seconds() - _call_seconds() - 2 or not _mark_sent(row, holder):
-        # This process was paused: its time may be somebody else's already, so it does not send.
+    if not _mark_sent(row, holder) or time.monotonic() - started > _lease_seconds() - _call_seconds() - 2:
+        # This process was paused: its time may be somebody else's already, so it does not send. Looked at last, for the
+        # mark may have had to wait too.
         return _release(row, holder)
+    _give_back_connection()
     try:
         answer = upstream.refresh(credential.tokens.refresh_token)
     except ProviderUnavailable as error:
@@ -202,7 +267,8 @@ def _mark_sent(row: UpstreamCredential, holder: uuid.UUID) -> bool:
 
 
 def _release(row: UpstreamCredential, holder: uuid.UUID) -> None:
-    UpstreamCredential.objects.filter(pk=row.pk, lease_holder=holder).update(lease_holder=None, lease_until=None)
+    mine = UpstreamCredential.objects.filter(pk=row.pk, lease_holder=holder)
+    mine.update(lease_holder=None, lease_until=None, lease_sent_at=None)
 
 
 # -- what came of the call ---------------------------------------------------------------------------------------------
@@ -237,6 +303,7 @@ def _store(row: UpstreamCredential, answer: TokenAnswer, note: str, pseudonym: u
                 scope=answer.scope or row.scope,
                 expires_at=as_datetime(answer.expires_at),
                 state=UpstreamCredential.State.GOOD,
+                proved_at=Now(),
                 **NO_LEASE,
                 failure=note,
             )
@@ -247,7 +314,19 @@ def _store(row: UpstreamCredential, answer: TokenAnswer, note: str, pseudonym: u
         logger.info("credential %s: a refresh came too late, something newer is kept", row.pk)
 
 
-def _record_failure(row: UpstreamCredential, holder: uuid.UUID | None, why: str) -> None:
+def _record_unsent(row: UpstreamCredential, why: str) -> None:
+    """The provider cannot be found: nobody tries again for some seconds, and nothing else is changed.
+
+    Neither the lease of a holder that died nor its loss is forgotten, nor why a credential is over.
+    """
+    logger.warning("credential %s: %s", row.pk, why)
+    rows = UpstreamCredential.objects.filter(Q(lease_holder=None) | Q(lease_until__lte=Now()))
+    rows = rows.filter(pk=row.pk, version=row.version).exclude(state=UpstreamCredential.State.SIGN_IN_NEEDED)
+    lost = When(failure=LOST, then=Value(LOST))
+    rows.update(failed_at=Now(), failure=Case(lost, default=Value("unavailable")))
+
+
+def _record_failure(row: UpstreamCredential, holder: uuid.UUID, why: str) -> None:
     """The provider gave no answer: remembered for some seconds, so that a storm of calls costs it one."""
     logger.warning("credential %s: %s", row.pk, why)
     rows = UpstreamCredential.objects.filter(pk=row.pk, version=row.version, lease_holder=holder)

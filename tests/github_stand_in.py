@@ -2,7 +2,7 @@
 
 After https://docs.github.com/apps/oauth-apps and https://docs.github.com/rest/users: errors of the token endpoint come
 with status 200, as a form unless JSON was asked for; scopes are separated by commas; lists come in pages with a `Link`;
-a revoked token gets 401 "Bad credentials".
+a revoked token gets 401 "Bad credentials", a suspended account 403; the app itself deletes a token with its secret.
 """
 
 import base64
@@ -32,9 +32,15 @@ class Account:
     name: str | None = None
     email: str | None = None
     emails: list[dict[str, Any]] = field(default_factory=list)
+    organisations: list[dict[str, Any]] = field(default_factory=list)
 
     def user(self) -> dict[str, Any]:
         return {"login": self.login, "id": self.id, "type": "User", "name": self.name, "email": self.email}
+
+
+def organisation(number: int, login: str) -> dict[str, Any]:
+    """A membership as /user/orgs shows it; one that the person keeps private looks the same."""
+    return {"login": login, "id": number, "url": f"https://api.github.com/orgs/{login}", "description": None}
 
 
 def address(email: str, *, primary: bool = True, verified: bool = True) -> dict[str, Any]:
@@ -51,14 +57,16 @@ class StandIn:
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     is_broken: bool = False
     is_rate_limited: bool = False
+    is_suspended: bool = False
+    next_page_at: str = ""
     grants_only: str | None = None
 
-    def configuration(self) -> dict[str, str]:
+    def configuration(self, scope: str = SCOPE) -> dict[str, str]:
         """Its entry in settings.UPSTREAM_PROVIDERS, as GITHUB_BASE_URL and its companions make it."""
         return {
             "kind": "github", "variables": "GITHUB_", "label": "GitHub", "origin": self.origin, "api": self.origin,
             "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET, "audience": "https://api.github.com",
-            "audience_parameter": "", "scope": SCOPE,
+            "audience_parameter": "", "scope": scope,
         }  # fmt: skip
 
     def approve(self, location: str, account: Account) -> str:
@@ -79,6 +87,9 @@ class StandIn:
     def revoke_tokens(self) -> None:
         self.tokens.clear()
 
+    def calls(self, method: str, path: str) -> int:
+        return sum((called, at) == (method, path) for called, at, _ in self.requests)
+
     # -- what it answers -----------------------------------------------------------------------------------------------
 
     def respond(self, method: str, target: str, form: dict[str, str], authorization: str) -> tuple[int, Any, str]:
@@ -88,12 +99,25 @@ class StandIn:
             return *_BROKEN, ""
         if (method, parts.path) == ("POST", "/login/oauth/access_token"):
             return 200, self._token(form), ""
+        if (method, parts.path) == ("DELETE", f"/applications/{CLIENT_ID}/token"):
+            return *self._delete_token(form, authorization), ""
         token = authorization.removeprefix("Bearer ")
         if token not in self.tokens:
             return 401, {"message": "Bad credentials", "status": "401"}, ""
         if self.is_rate_limited:
             return 403, {"message": "API rate limit exceeded for user ID 1.", "status": "403"}, ""
+        if self.is_suspended:
+            return 403, {"message": "Sorry. Your account was suspended.", "status": "403"}, ""
         return self._api(parts.path, dict(parse_qsl(parts.query)), *self.tokens[token])
+
+    def _delete_token(self, document: dict[str, str], authorization: str) -> tuple[int, Any]:
+        """RFC 7617: the pair as it is, not form-encoded."""
+        pair = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
+        if authorization != f"Basic {pair}":
+            return 401, {"message": "Bad credentials", "status": "401"}
+        if self.tokens.pop(document.get("access_token", ""), None) is None:
+            return 404, {"message": "Not Found", "status": "404"}
+        return 204, None
 
     def _token(self, form: dict[str, str]) -> dict[str, Any]:
         if (form.get("client_id"), form.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
@@ -115,13 +139,18 @@ class StandIn:
             return 200, account.user(), ""
         if path == "/user/emails" and scopes & {"user:email", "user"}:
             return self._page(path, query, account.emails)
+        if path == "/user/orgs" and not scopes & {"read:org", "user"}:
+            return 403, {"message": "You need at least read:org scope or user scope to list your organizations."}, ""
+        if path == "/user/orgs":
+            return self._page(path, query, account.organisations)
         return 404, {"message": "Not Found", "status": "404"}, ""
 
     def _page(self, path: str, query: dict[str, str], rows: list[Any]) -> tuple[int, Any, str]:
         size, number = min(int(query.get("per_page", "30")), 100), int(query.get("page", "1"))
         more = len(rows) > size * number
         following = urlencode({"per_page": size, "page": number + 1})
-        link = f'<{self.origin}{path}?{following}>; rel="next"' if more else ""
+        more_at = f"{self.next_page_at or self.origin}{path}?{following}"
+        link = f'<{more_at}>; rel="next", <{more_at}>; rel="last"' if more else ""
         return 200, rows[size * (number - 1) : size * number], link
 
 
@@ -149,6 +178,9 @@ def _handler_for(peer: StandIn) -> type[http.server.BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._respond({})
 
+        def do_DELETE(self) -> None:
+            self._respond(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
             self._respond({name: values[0] for name, values in parse_qs(body).items()})
@@ -162,7 +194,7 @@ def _handler_for(peer: StandIn) -> type[http.server.BaseHTTPRequestHandler]:
             elif self.path.startswith("/login/") and not wants_json:
                 kind, text = "application/x-www-form-urlencoded", urlencode(content)
             else:
-                kind, text = "application/json; charset=utf-8", json.dumps(content)
+                kind, text = "application/json; charset=utf-8", "" if content is None else json.dumps(content)
             body = text.encode()
             self.send_response(status)
             self.send_header("Content-Type", kind)

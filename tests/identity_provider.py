@@ -74,7 +74,10 @@ def environment(origin: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def real_provider(redirect_uri: str, **variables: str) -> Iterator[str]:
-    """The origin of a running oidc-provider. `variables` go into its environment, e.g. ACCESS_TOKEN_LIFETIME."""
+    """The origin of a running oidc-provider. `variables` go into its environment, e.g. ACCESS_TOKEN_LIFETIME.
+
+    CAIR's addresses for sign-outs are registered beside `redirect_uri`, as docs/operations.md asks of an operator.
+    """
     process = subprocess.Popen(
         ["node", "identity_provider.mjs"],
         cwd=ROOT / "tests" / "node",
@@ -84,6 +87,8 @@ def real_provider(redirect_uri: str, **variables: str) -> Iterator[str]:
             "CLIENT_ID": CLIENT_ID,
             "CLIENT_SECRET": CLIENT_SECRET,
             "REDIRECT_URI": redirect_uri,
+            "POST_LOGOUT_REDIRECT_URI": urljoin(redirect_uri, "/"),
+            "BACKCHANNEL_LOGOUT_URI": urljoin(redirect_uri, "/backchannel-logout"),
             "AUDIENCES": AUDIENCE,
             "SCOPES": "read:todos write:todos read:billing",
             "ACCOUNTS": json.dumps(ACCOUNTS),
@@ -112,10 +117,14 @@ def _origin_printed_by(process: "subprocess.Popen[str]") -> str:
 
 
 class PersonAtTheProvider:
-    """A person's browser at the real provider's pages: it keeps their cookies and fills in their form."""
+    """A person's browser at the real provider's pages: it keeps their cookies and fills in their form.
+
+    `times_asked` counts how often the provider wanted to know who it is.
+    """
 
     def __init__(self) -> None:
         self.session = requests.Session()
+        self.times_asked = 0
 
     def sign_in(self, location: str, subject: str) -> str:
         """Follow CAIR's redirect, sign in as `subject` if asked, and give the address of CAIR's that it ends at."""
@@ -124,6 +133,15 @@ class PersonAtTheProvider:
     def cancel(self, location: str) -> str:
         """The same, but press Cancel."""
         return self._walk(location, None)
+
+    def sign_out(self, location: str) -> str:
+        """End the session at the provider's own page for it, and give the address that the person is sent on to."""
+        page = self.session.get(location, allow_redirects=False, timeout=5)
+        xsrf = re.search(r'name="xsrf" value="([^"]+)"', page.text)
+        assert xsrf, page.text
+        left = self._post(page, {"xsrf": xsrf[1], "logout": "yes"})
+        assert left.is_redirect, left.text
+        return urljoin(left.url, left.headers["Location"])
 
     def _walk(self, location: str, subject: str | None) -> str:
         provider = urlsplit(location).netloc
@@ -143,10 +161,13 @@ class PersonAtTheProvider:
         raise AssertionError(f"the provider never sent the person back: {response.text}")
 
     def _send_form(self, response: requests.Response, subject: str) -> requests.Response:
-        form = re.search(r'<form method="post" action="([^"]+)"', response.text)
+        self.times_asked += 1
+        return self._post(response, {"login": subject, "password": "any"})
+
+    def _post(self, response: requests.Response, fields: dict[str, str]) -> requests.Response:
+        form = re.search(r'<form[^>]* method="post" action="([^"]+)"', response.text)
         assert response.ok and form, f"{response.status_code}: {response.text}"
         action = urljoin(response.url, html.unescape(form[1]))
-        fields = {"login": subject, "password": "any"}
         return self.session.post(action, data=fields, allow_redirects=False, timeout=5)
 
 

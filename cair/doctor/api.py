@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from django.conf import settings
 
+from cair.doctor import provider
 from cair.doctor.findings import Finding, NotLookedAt, absent, failure, good, quoted, warning
 from cair.doctor.network import Answer, NoAnswer
 from cair.doctor.visit import Visit
@@ -116,14 +117,20 @@ def _reception(line: str, name: str, answer: Answer, token: str) -> Finding:
     if answer.status == 401:
         found = f"it refuses a token of CAIR's for {audience}{_reason(answer, token)}"
         repair = (
-            f"The API must expect the audience {audience} (AUTH0_AUDIENCE), trust the issuer {settings.PUBLIC_URL}, and "
-            f"read {settings.PUBLIC_URL}/.well-known/jwks.json."
+            f"The API must expect the audience {audience} ({_audience_variable(name)}), trust the issuer "
+            f"{settings.PUBLIC_URL}, and read {settings.PUBLIC_URL}/.well-known/jwks.json."
         )
         return failure(line, found, repair)
     if answer.status == 404:
         return warning(line, "there is no such path", "Name another: manage.py doctor --api-path /…")
     found = f"it answers HTTP {answer.status}{_reason(answer, token)}"
     return failure(line, found, "See the API's own log; it may not reach the keys of CAIR, or its database.")
+
+
+def _audience_variable(name: str) -> str:
+    """What says for which audience the tokens for this API are: whoever issues them has a variable for it."""
+    source = settings.UPSTREAM_APIS[name]["token_source"]
+    return "AUTH0_AUDIENCE" if source == upstream_credentials.CAIR else provider.variable(source, "AUDIENCE")
 
 
 def _reason(answer: Answer, token: str) -> str:
@@ -141,7 +148,10 @@ def _rejected_lately(line: str, name: str, source: str) -> Finding:
     ).count()
     if refused:
         found = f"it has refused tokens of {source} for the audience {audience} ({refused} people)"
-        repair = f"The API must expect the audience {audience} and trust the issuer {source}: compare both settings."
+        repair = (
+            f"The API must expect the audience {audience} ({_audience_variable(name)}) and trust the issuer {source}: "
+            "compare both settings."
+        )
         return warning(line, found, repair)
     return good(line, f"not tried: only a person's sign-in at {source} brings one; no refusal is on record")
 

@@ -10,10 +10,12 @@ from django.utils import timezone
 from cair.doctor.findings import Finding, failure, good, warning
 from cair.doctor.network import NoAnswer
 from cair.doctor.visit import Visit
-from oauth_relay import keys, upstream_credentials, vault
+from oauth_relay import key_rotation, keys, upstream_credentials, vault, vault_rotation
 from oauth_relay.models import DataKey, SigningKey, Wrapping
 
 OLD = timedelta(days=365)
+LINGERING = timedelta(days=1)
+"""How long a key may stay after it is no longer needed: an operator who rotates by hand comes back the next day."""
 PREPARE = "Run: python manage.py prepare"
 
 
@@ -36,6 +38,12 @@ def signing_keys(visit: Visit) -> Iterator[Finding]:
         keys.sign_api_token({})
     except vault.VaultError:
         yield failure(line, "the current one cannot be opened", "See the line “master keys”.")
+        return
+    over = timezone.now() - key_rotation.PUBLISHED_AFTER - LINGERING
+    retired = SigningKey.objects.filter(purpose=keys.API_TOKEN, state=SigningKey.State.RETIRED, state_since__lt=over)
+    if retired.exists():
+        found = f"{retired.count()} retired and long unneeded, private half and all: a rotation was left unfinished"
+        yield warning(line, found, "Run: python manage.py rotate_signing_key")
         return
     age = timezone.now() - current.state_since
     states = SigningKey.objects.filter(purpose=keys.API_TOKEN).values_list("state", flat=True)
@@ -71,6 +79,11 @@ def data_keys(visit: Visit) -> Iterator[Finding]:
         vault.open_sealed(vault.seal(b"", purpose="doctor", row=row), purpose="doctor", row=row)
     except vault.VaultError as error:
         yield failure(line, f"nothing can be sealed: {error}", "See the line “master keys”.")
+        return
+    over = timezone.now() - vault_rotation.SETTLED_AFTER - LINGERING
+    if lingering := DataKey.objects.filter(retired_at__lt=over).count():
+        found = f"{lingering} retired for more than a day and still here: a rotation was left unfinished"
+        yield warning(line, found, "Run: python manage.py rotate_vault_key, which says what is still sealed under it")
         return
     age = timezone.now() - sealing.created
     said = f"{DataKey.objects.count()}, the newest {age.days} days old; it seals and opens"

@@ -305,10 +305,8 @@ def scopes(visit: Visit, name: str) -> Iterator[Finding]:
 
 def offline_access(visit: Visit, name: str) -> Iterator[Finding]:
     """Without a refresh token people sign in again as often as the provider's access tokens end."""
-    line, upstream = f"{name} offline_access", provider(name)
-    # Google has a parameter for it, and no such scope.
-    is_asked = settings.OFFLINE_ACCESS in upstream.scope.split() or upstream.parameters.get("access_type") == "offline"
-    if not is_asked:
+    line = f"{name} offline_access"
+    if not _asks_for_refresh_token(name):
         found = "not asked for: people must sign in again when the provider's token ends"
         yield warning(line, found, f"Add {settings.OFFLINE_ACCESS} to {variable(name, 'SCOPE')}.")
         return
@@ -331,6 +329,44 @@ def offline_access(visit: Visit, name: str) -> Iterator[Finding]:
         yield failure(line, found, repair)
         return
     yield good(line, "asked for, and the newest sign-in brought a refresh token")
+
+
+def _asks_for_refresh_token(name: str) -> bool:
+    """By the scope; Google has a parameter for it, and no such scope."""
+    upstream = provider(name)
+    return settings.OFFLINE_ACCESS in upstream.scope.split() or upstream.parameters.get("access_type") == "offline"
+
+
+def recheck(visit: Visit, name: str) -> Iterator[Finding]:
+    """Whom the provider has disabled, a refresh finds out within UPSTREAM_RECHECK; without one nobody does (T37)."""
+    line, every = f"{name} recheck", settings.UPSTREAM_RECHECK
+    if not every:
+        yield good(line, "off (UPSTREAM_RECHECK is 0): whoever is disabled there goes on until their token there ends")
+        return
+    why = "" if _asks_for_refresh_token(name) else "no refresh token is asked for"
+    if not why:
+        visit.need_tables()
+        why = _why_no_refresh_token(name)
+    if why:
+        found = f"{name} cannot be asked whether it still stands by people: {why}"
+        repair = (
+            "See the line above. Until then UPSTREAM_RECHECK does not hold: register the back-channel logout there, and "
+            "switch people off in /admin/."
+        )
+        yield warning(line, found, repair)
+    else:
+        yield good(line, f"whoever is disabled there is refused here within {every} s")
+
+
+def _why_no_refresh_token(name: str) -> str:
+    newest = _newest_credential(name)
+    if newest is None:
+        return ""
+    try:
+        came = upstream_credentials.facts_of(newest).has_refresh_token
+    except vault.VaultError:
+        raise NotLookedAt("the newest stored credential cannot be opened", "See the line “master keys”.") from None
+    return "" if came else "the newest sign-in brought no refresh token"
 
 
 def audience_of_tokens(visit: Visit, name: str) -> Iterator[Finding]:
@@ -371,5 +407,6 @@ CHECKS = (
     ("redirect URI", authorization),
     ("scope", scopes),
     ("offline_access", offline_access),
+    ("recheck", recheck),
     ("access token", audience_of_tokens),
 )

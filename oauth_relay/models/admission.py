@@ -6,7 +6,7 @@ from django.db import models
 
 
 class AdmissionPin(models.Model):
-    """One entry that names one person, and the account that first came in by it (T25).
+    """One entry that names one person, or one organisation, and the account that it first stood for (T25).
 
     A login can be renamed and taken by another, an address given to a successor: the entry goes on meaning the account.
     An operator who wants it to mean somebody else deletes the row.

@@ -68,6 +68,10 @@ class User(AbstractUser):
         """
         return digest_of(f"session of {self.password}")
 
+    def newest_identity(self) -> "Identity | None":
+        """By which this person signed in last; one that was added and never used comes after all others."""
+        return self.identities.order_by(models.F("last_login").desc(nulls_last=True)).first()
+
     def end(self) -> None:
         """Nothing of this person goes on: every process is told, sessions and what the vault holds are erased."""
         from oauth_relay.erasures import erase_credentials
@@ -124,7 +128,10 @@ class Session(AbstractBaseSession):
 
 
 class SpentLogoutToken(models.Model):
-    """A logout token that was obeyed, as the SHA-256 of issuer and `jti`: it counts once (T37)."""
+    """A logout token that was obeyed, as the SHA-256 of issuer and `jti`: it counts once (T37).
+
+    Or a session that its person ended here, as that of provider, subject and `sid`: the provider's word of it is an echo.
+    """
 
     digest = models.CharField(max_length=64, primary_key=True)
     until = models.DateTimeField(db_index=True)

@@ -412,6 +412,28 @@ def test_it_minds_old_keys(tmp_path: Path, checkout: dict[str, str]) -> None:
     assert "rotate_vault_key" in report["data keys"]["repair"]
 
 
+@pytest.mark.parametrize(("days", "status"), [(0.5, "ok"), (2, "warning")])
+def test_it_minds_a_rotation_that_was_left_unfinished(
+    tmp_path: Path, checkout: dict[str, str], days: float, status: str
+) -> None:
+    environment = copied(checkout, tmp_path)
+    rows = f"""
+from datetime import timedelta
+from django.utils import timezone
+from oauth_relay import keys
+from oauth_relay.models import DataKey, SigningKey
+since = timezone.now() - timedelta(days={days})
+SigningKey.objects.filter(pk=keys.make(SigningKey.State.RETIRED).pk).update(state_since=since)
+DataKey.objects.create(retired_at=since)
+"""
+    manage(environment, "shell", "--no-imports", "--command", rows)
+    report = examine(environment)
+    assert (report.status("signing keys"), report.status("data keys")) == (status, status)
+    if status == "warning":
+        assert "rotate_signing_key" in report["signing keys"]["repair"]
+        assert "rotate_vault_key" in report["data keys"]["repair"]
+
+
 def test_it_says_that_there_are_no_keys_yet(tmp_path: Path) -> None:
     (tmp_path / "x.sqlite3").touch(mode=0o600)
     environment = bare(tmp_path)

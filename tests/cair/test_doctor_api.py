@@ -140,8 +140,12 @@ def test_it_asks_at_the_path_that_it_is_told(checkout: dict[str, str]) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.threat("T10")
-def test_it_names_the_audience_where_an_api_has_refused_fresh_tokens(settings: Any) -> None:
+@pytest.mark.parametrize(
+    ("variables", "named"), [("AUTH0_", "AUTH0_AUDIENCE"), ("PROVIDER_WORK_", "PROVIDER_WORK_AUDIENCE")]
+)
+def test_it_names_the_audience_where_an_api_has_refused_fresh_tokens(settings: Any, variables: str, named: str) -> None:
     identity_provider.configure(settings, "http://localhost:1")
+    settings.UPSTREAM_PROVIDERS["auth0"]["variables"] = variables
     (fine,) = api.with_token(Visit("/api/me"), "todos")
     assert fine.status == Status.GOOD and "not tried" in fine.found
     UpstreamCredential.objects.create(
@@ -150,4 +154,4 @@ def test_it_names_the_audience_where_an_api_has_refused_fresh_tokens(settings: A
     )  # fmt: skip
     (found,) = api.with_token(Visit("/api/me"), "todos")
     assert found.status == Status.WARNING
-    assert identity_provider.AUDIENCE in found.found and identity_provider.AUDIENCE in found.repair
+    assert identity_provider.AUDIENCE in found.found and f"{identity_provider.AUDIENCE} ({named})" in found.repair

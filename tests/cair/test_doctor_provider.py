@@ -23,7 +23,17 @@ from tests.cair.doctoring import Reply, Report, Request, examine, prepared, serv
 from tests.identity_provider import AUDIENCE, CLIENT_SECRET, RSA_KEY, rsa_jwk
 from tests.servers import free_port
 
-LINES = ("discovery", "keys", "client", "redirect URI", "audience", "scope", "offline_access", "access token")
+LINES = (
+    "discovery",
+    "keys",
+    "client",
+    "redirect URI",
+    "audience",
+    "scope",
+    "offline_access",
+    "recheck",
+    "access token",
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,8 @@ def test_it_warns_where_no_refresh_token_is_asked_for(checkout: dict[str, str], 
     report = examine(with_provider(checkout, real_origin, AUTH0_SCOPE="openid read:todos write:todos"))
     assert report.failures() == []
     assert report["auth0 offline_access"]["repair"] == "Add offline_access to AUTH0_SCOPE."
+    assert report.status("auth0 recheck") == "warning"
+    assert "auth0 cannot be asked" in report["auth0 recheck"]["found"]
     assert report["auth0 scope"]["found"] == "list_billing needs read:billing, which is not asked for"
 
 
@@ -412,6 +424,26 @@ def test_it_names_allow_offline_access_where_no_refresh_token_came(configured: N
     found = finding(provider.offline_access)
     assert found.status == Status.FAILURE
     assert "“Allow Offline Access” is off" in found.found and AUDIENCE in found.repair
+
+
+@pytest.mark.threat("T37")
+@pytest.mark.parametrize(
+    ("refresh_token", "seconds", "status", "said"),
+    [
+        (None, 3600, Status.WARNING, "auth0 cannot be asked whether it still stands by people: the newest sign-in"),
+        ("r", 3600, Status.GOOD, "within 3600 s"),
+        ("", 3600, Status.GOOD, "within 3600 s"),
+        (None, 0, Status.GOOD, "UPSTREAM_RECHECK is 0"),
+    ],
+)
+def test_it_says_where_a_provider_cannot_be_asked_whom_it_has_disabled(
+    configured: None, settings: Any, refresh_token: str | None, seconds: int, status: Status, said: str
+) -> None:
+    settings.UPSTREAM_RECHECK = seconds
+    if refresh_token != "":
+        signed_in(refresh_token=refresh_token)
+    found = finding(provider.recheck)
+    assert (found.status, said in found.found) == (status, True), found
 
 
 def test_it_looks_at_what_came_last(configured: None) -> None:

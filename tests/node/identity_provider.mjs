@@ -2,8 +2,9 @@
 // authorization request makes the access token an RS256 JWT for that audience; refresh tokens rotate.
 //
 // From the environment: PORT, CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, AUDIENCES and SCOPES (separated by spaces),
-// ACCOUNTS (JSON: subject → claims), ACCESS_TOKEN_LIFETIME (seconds). Prints one line, READY and the issuer, when it
-// can be asked, and ends when its standard input closes: a test run that dies takes it along.
+// ACCOUNTS (JSON: subject → claims), ACCESS_TOKEN_LIFETIME (seconds), POST_LOGOUT_REDIRECT_URI (where people land after
+// a sign-out, RP-Initiated Logout) and BACKCHANNEL_LOGOUT_URI (who is told of one, Back-Channel Logout). Prints one line,
+// READY and the issuer, when it can be asked, and ends when its standard input closes: a test run that dies takes it along.
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 
@@ -13,6 +14,7 @@ const words = (name) => (process.env[name] ?? '').split(/\s+/).filter(Boolean);
 const accounts = JSON.parse(process.env.ACCOUNTS ?? '{}');
 const audiences = new Set(words('AUDIENCES'));
 const lifetime = Number(process.env.ACCESS_TOKEN_LIFETIME ?? 300);
+const [backchannel] = words('BACKCHANNEL_LOGOUT_URI');
 
 const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
 const signingKey = { ...privateKey.export({ format: 'jwk' }), kid: randomBytes(8).toString('hex'), use: 'sig', alg: 'RS256' };
@@ -25,6 +27,9 @@ const configuration = {
     grant_types: ['authorization_code', 'refresh_token'],
     response_types: ['code'],
     token_endpoint_auth_method: 'client_secret_post',
+    post_logout_redirect_uris: words('POST_LOGOUT_REDIRECT_URI'),
+    // Like Auth0: ID tokens and logout tokens name the session.
+    ...(backchannel && { backchannel_logout_uri: backchannel, backchannel_logout_session_required: true }),
   }],
   jwks: { keys: [signingKey] },
   cookies: { keys: [randomBytes(16).toString('hex')] },
@@ -32,12 +37,17 @@ const configuration = {
   rotateRefreshToken: true,
   // Auth0 gives one to whoever asks for offline_access; the library would first want prompt=consent (OIDC Core §11).
   issueRefreshToken: async () => true,
+  // Like Auth0, too: what offline_access gave outlives the session at the provider.
+  expiresWithSession: async () => false,
   conformIdTokenClaims: false,
   claims: { openid: ['sub', 'auth_time'], profile: ['name', 'nickname'], email: ['email', 'email_verified'] },
   extraParams: ['audience'],
   features: {
     devInteractions: { enabled: false },
     revocation: { enabled: true },
+    introspection: { enabled: true },
+    rpInitiatedLogout: { enabled: true, logoutSource: async (ctx, form) => { ctx.body = signOutPage(form); } },
+    backchannelLogout: { enabled: true },
     resourceIndicators: {
       enabled: true,
       defaultResource: async (ctx) => ctx.oidc.params?.audience || undefined,
@@ -49,12 +59,14 @@ const configuration = {
       },
     },
   },
+  // The library's dispatcher refuses loopback addresses, and these tests have no others.
+  fetch: (url, { dispatcher, ...options }) => fetch(url, options),
   ttl: { AccessToken: lifetime, Interaction: 600, Session: 3600, Grant: 86400, RefreshToken: 86400, IdToken: 300 },
   interactions: { url: (ctx, interaction) => `/interaction/${interaction.uid}` },
   findAccount: async (ctx, id) => accounts[id] && { accountId: id, claims: async () => ({ sub: id, ...accounts[id] }) },
 };
 
-// -- the pages: one form with a name, and a link that says no ----------------------------------------------------------
+// -- the pages: one form with a name, and a link that says no; one that asks whether to sign out -----------------------
 
 const escapeHtml = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
@@ -65,6 +77,11 @@ const page = (uid, hint) => `<!doctype html><html lang="en"><title>Sign in to th
 <label>Password <input name="password" type="password"></label>
 <button type="submit">Continue</button></form>
 <a href="/interaction/${uid}/abort">Cancel</a></html>`;
+
+const signOutPage = (form) => `<!doctype html><html lang="en"><title>Sign out of the test provider</title>
+<h1>Sign out of the test provider?</h1>
+${form}
+<button type="submit" form="op.logoutForm" name="logout" value="yes">Sign out</button></html>`;
 
 const formOf = async (req) => {
   let body = '';

@@ -12,11 +12,12 @@ from django.contrib.auth.models import Group
 from django.test import Client as Browser
 
 from cair.env import Environment
+from cair.providers import configured_providers
 from oauth_relay import admission
 from oauth_relay.models import AdmissionPin, AuditEvent, Client, Identity, LoginTransaction, UpstreamCredential, User
 from tests import github_stand_in, identity_provider
 from tests.cair.test_checks import start
-from tests.github_stand_in import Account, StandIn, address
+from tests.github_stand_in import SCOPE, Account, StandIn, address, organisation
 from tests.identity_provider import FakedProvider
 from tests.oauth_relay.test_upstream_login import REDIRECT_URI, ask, come_back, fields, person_of
 
@@ -268,6 +269,130 @@ def test_a_pin_counts_only_while_its_entry_is_on_the_list(mcp_client: Client, gi
     assert is_in(arrive_from_github(github, Account(583231, "octocat")))
     allow(settings, usernames={"hubot"})
     assert not is_in(arrive_from_github(github, Account(583231, "octocat")))
+
+
+# -- organisations at GitHub -------------------------------------------------------------------------------------------
+
+ACME = organisation(4242, "Acme")
+
+
+@pytest.fixture
+def github_with_organisations(settings: Any) -> Iterator[StandIn]:
+    with github_stand_in.running() as running:
+        settings.UPSTREAM_PROVIDERS = {"github": running.configuration(f"{SCOPE} read:org")}
+        settings.OWN_ACCOUNTS = settings.DEMO_USER = False
+        yield running
+
+
+def member(number: int, *organisations: dict[str, Any]) -> Account:
+    return Account(number, f"person-{number}", organisations=list(organisations))
+
+
+@pytest.mark.threat("T25")
+@pytest.mark.parametrize(
+    ("entry", "organisations", "comes_in"),
+    [
+        ("4242", [ACME], True),
+        ("acme", [ACME], True),
+        ("ACME", [ACME], True),
+        ("4242", [organisation(42, "acme")], False),
+        ("acme", [organisation(42, "acme-fans")], False),
+        ("acme", [], False),
+        # Somebody founded an organisation and called it as the number of another.
+        ("4242", [organisation(666, "4242")], False),
+    ],
+)
+def test_who_is_of_an_organisation_comes_in_by_its_number_or_login(
+    mcp_client: Client,
+    github_with_organisations: StandIn,
+    settings: Any,
+    entry: str,
+    organisations: Any,
+    comes_in: bool,
+) -> None:
+    allow(settings, organisations={entry})
+    assert is_in(arrive_from_github(github_with_organisations, member(1, *organisations))) == comes_in
+    pins = [("organisation:acme", "org:4242")] if comes_in and not entry.isdigit() else []
+    assert list(AdmissionPin.objects.values_list("entry", "subject")) == pins
+
+
+@pytest.mark.threat("T25")
+def test_a_renamed_organisation_stays_and_who_takes_its_login_stays_out(
+    mcp_client: Client, github_with_organisations: StandIn, settings: Any
+) -> None:
+    allow(settings, organisations={"acme"})
+    at = github_with_organisations
+    assert is_in(arrive_from_github(at, member(1, ACME)))
+    assert is_in(arrive_from_github(at, member(2, organisation(4242, "acme-holding"))))
+    assert not is_in(arrive_from_github(at, member(3, organisation(666, "acme"))))
+    allow(settings, organisations={"another"})
+    assert not is_in(arrive_from_github(at, member(1, ACME))), "a pin outlived its entry"
+
+
+def test_a_membership_on_a_later_page_counts(
+    mcp_client: Client, github_with_organisations: StandIn, settings: Any
+) -> None:
+    allow(settings, organisations={"4242"})
+    others = [organisation(n, f"org-{n}") for n in range(1, 251)]
+    assert is_in(arrive_from_github(github_with_organisations, member(1, *others, ACME)))
+    assert github_with_organisations.calls("GET", "/user/orgs") == 3
+
+
+def test_a_list_without_end_is_not_read_to_its_end(
+    mcp_client: Client, github_with_organisations: StandIn, settings: Any
+) -> None:
+    allow(settings, organisations={"4242"})
+    others = [organisation(n, f"org-{n}") for n in range(10_001, 11_001)]
+    assert not is_in(arrive_from_github(github_with_organisations, member(1, *others, ACME)))
+    assert github_with_organisations.calls("GET", "/user/orgs") == 10
+
+
+@pytest.mark.threat("T23")
+def test_the_persons_token_follows_no_link_to_elsewhere(
+    mcp_client: Client, github_with_organisations: StandIn, settings: Any
+) -> None:
+    allow(settings, organisations={"4242"})
+    others = [organisation(n, f"org-{n}") for n in range(1, 101)]
+    with github_stand_in.running() as elsewhere:
+        github_with_organisations.next_page_at = elsewhere.origin
+        assert not is_in(arrive_from_github(github_with_organisations, member(1, *others, ACME)))
+        assert elsewhere.requests == []
+
+
+def test_organisations_that_were_not_granted_let_nobody_in_and_the_log_says_why(
+    mcp_client: Client, github_with_organisations: StandIn, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    allow(settings, organisations={"acme"}, usernames={"person-2"})
+    github_with_organisations.grants_only = SCOPE
+    assert not is_in(arrive_from_github(github_with_organisations, member(1, ACME)))
+    assert "organisations of 'person-1' cannot be read, read:org was not granted" in caplog.text
+    assert is_in(arrive_from_github(github_with_organisations, member(2, ACME)))
+
+
+def test_organisations_are_asked_for_only_where_an_entry_needs_them(
+    mcp_client: Client, github: StandIn, settings: Any
+) -> None:
+    allow(settings, usernames={"person-1"})
+    assert is_in(arrive_from_github(github, member(1, ACME)))
+    assert github.calls("GET", "/user/orgs") == 0
+    variables = {"GITHUB_CLIENT_ID": "a", "GITHUB_CLIENT_SECRET": "b"}
+    scopes = [
+        configured_providers(Environment({**variables, **lists}, {}, {}), development=False)["github"]["scope"]
+        for lists in ({}, {"ALLOWED_ORGANISATIONS": "acme"})
+    ]
+    assert scopes == [SCOPE, f"{SCOPE} read:org"]
+
+
+@pytest.mark.threat("T25")
+def test_another_provider_does_not_speak_for_github(mcp_client: Client, peer: FakedProvider, settings: Any) -> None:
+    allow(settings, organisations={"acme", "4242"})
+    assert not is_in(arrive(peer, organisations=[{"id": 4242, "login": "acme"}]))
+
+
+def test_an_entry_that_anybody_could_found_at_github_is_named() -> None:
+    from cair.checks import _could_be_anybodys
+
+    assert _could_be_anybodys({"staff", "org_1", "example.com", "4242", "a-b"}) == ["a-b", "staff"]
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------

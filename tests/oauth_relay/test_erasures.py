@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -18,10 +19,11 @@ from oauth_relay.models import (
     User,
     Withdrawal,
 )
-from tests import identity_provider
+from tests import github_stand_in, identity_provider
+from tests.github_stand_in import CLIENT_ID, Account, StandIn
 from tests.identity_provider import FakedProvider
 from tests.oauth_relay.at_provider import BrowserAtProvider
-from tests.oauth_relay.conftest import make_client
+from tests.oauth_relay.conftest import Browser, answered, make_client
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -115,6 +117,57 @@ def test_the_last_grant_revokes_the_refresh_token_at_the_provider(
     assert "upstream-refresh" not in str(list(AuditEvent.objects.values()))
 
 
+def test_without_a_refresh_token_the_access_token_is_revoked(
+    connected: BrowserAtProvider, peer: FakedProvider, inspector: Client
+) -> None:
+    UpstreamCredential.objects.all().delete()
+    peer.tokens = {"refresh_token": None, "access_token": "upstream-access-of-ada"}
+    connected.tokens_of(inspector)
+    _disconnect()
+    assert revoked().outcome == "ok"
+    [form] = peer.calls("/revoke")
+    assert (form["token"], form["token_type_hint"]) == ("upstream-access-of-ada", "access_token")
+    assert "upstream-access" not in str(list(AuditEvent.objects.values()))
+
+
+@pytest.fixture
+def octocat(settings: Any, inspector: Client) -> Iterator[StandIn]:
+    """GitHub, with a person whose token is in the vault."""
+    with github_stand_in.running() as running:
+        settings.UPSTREAM_PROVIDERS = {"github": running.configuration()}
+        settings.OWN_ACCOUNTS = settings.DEMO_USER = False
+        browser = Browser()
+        browser.authorize(inspector)
+        location = browser.post("/login", {**browser.page.hidden, "provider": "github"})["Location"]
+        back = urlsplit(running.approve(location, Account(583231, "octocat")))
+        browser.read(browser.get(f"{back.path}?{back.query}"))
+        assert "code" in answered(browser.answer())
+        yield running
+
+
+@pytest.mark.parametrize("trouble", ["", "it is gone already"])
+def test_github_deletes_the_token(octocat: StandIn, trouble: str) -> None:
+    [token] = octocat.tokens
+    if trouble:
+        octocat.revoke_tokens()
+    _disconnect()
+    assert revoked().outcome == "ok"
+    assert octocat.tokens == {}
+    assert octocat.requests[-1] == ("DELETE", f"/applications/{CLIENT_ID}/token", {"access_token": token})
+    assert octocat.calls("DELETE", f"/applications/{CLIENT_ID}/token") == 1
+
+
+@pytest.mark.parametrize("trouble", ["away", "it refuses our client"])
+def test_a_github_in_trouble_is_never_in_the_way(octocat: StandIn, trouble: str, settings: Any) -> None:
+    if trouble == "away":
+        octocat.is_broken = True
+    else:
+        settings.UPSTREAM_PROVIDERS = {"github": {**octocat.configuration(), "client_secret": "another"}}
+    _disconnect()
+    assert not UpstreamCredential.objects.exists()
+    assert revoked().outcome == "unavailable"
+
+
 def test_a_grant_that_is_not_the_last_revokes_nothing(
     connected: BrowserAtProvider, peer: FakedProvider, inspector: Client
 ) -> None:
@@ -130,6 +183,7 @@ def test_a_grant_that_is_not_the_last_revokes_nothing(
         ("/revoke answers 503", "unavailable"),
         ("it refuses our client", "unavailable"),
         ("nothing offered", "not_offered"),
+        ("it revokes another kind only", "not_offered"),
     ],
 )
 def test_a_provider_in_trouble_is_never_in_the_way(
@@ -140,6 +194,8 @@ def test_a_provider_in_trouble_is_never_in_the_way(
 
         del provider("auth0").metadata()["revocation_endpoint"]
     peer.revocation = (503, "<h1>Away</h1>") if "503" in trouble else (401, {"error": "invalid_client"})
+    if "another kind" in trouble:
+        peer.revocation = (400, {"error": "unsupported_token_type"})
     _disconnect()
     assert not UpstreamCredential.objects.exists()
     assert revoked().outcome == outcome

@@ -442,6 +442,21 @@ def test_a_revoked_token_is_told_from_one_used_too_often(
         upstream.claims_of("gho_x")  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("trouble", ["revoked", "suspended"])
+def test_github_vouches_for_a_token_until_it_is_over(github: StandIn, trouble: str) -> None:
+    github.tokens["gho_x"] = (OCTOCAT, frozenset())
+    upstream = provider("github")
+    upstream.check_access_token("gho_x")
+    if trouble == "revoked":
+        github.revoke_tokens()
+    github.is_suspended = trouble == "suspended"
+    with pytest.raises(ProviderRefused, match="invalid_grant"):
+        upstream.check_access_token("gho_x")
+    github.is_broken = True
+    with pytest.raises(ProviderUnavailable):
+        upstream.check_access_token("gho_x")
+
+
 def test_a_refresh_token_that_is_over_is_called_invalid_grant(github: StandIn, monkeypatch: Any) -> None:
     """Only that code says that a credential is over (T10)."""
     monkeypatch.setattr(github, "_token", lambda form: {"error": "bad_refresh_token"})
