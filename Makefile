@@ -1,6 +1,6 @@
 # CAIR: `make run` serves, `make test` tests, `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo todos-api clean
+.PHONY: help run test soak check demo todos-api clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +35,9 @@ todos-api: .venv/runs ## Serve the sample API as a process of its own on port 87
 
 test: .venv/tests ## Run all tests; says what it skips, and why
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+soak: .venv/tests ## Prove refresh on PostgreSQL: COUNT=10000 interleavings at PROCESSES=4 processes (SEED=… to choose them)
+	@$(BIN)/python -m tests.soak
 
 check: .venv/tests ## Style, types, import contracts, migrations, and the settings of a production server
 	@$(BIN)/ruff check .

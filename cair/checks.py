@@ -11,6 +11,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from cair.env import GENERATED, is_base_url
 from oauth_relay.loopback import is_loopback
 
+SHORTEST_TOKEN = 32
 LONGEST_GROUP = 150
 """What Django's table of groups holds."""
 
@@ -107,6 +108,18 @@ def check_development(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]
 
 
 @register(Tags.security)
+def check_registration(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
+    """Initial access tokens, where registration asks for one (cair.E012, cair.E013)."""
+    if settings.REGISTRATION == "TOKEN" and not settings.REGISTRATION_TOKENS:
+        hint = "Make one with: openssl rand -base64 32. To let nobody register, set REGISTRATION=closed."
+        return [_error("REGISTRATION_TOKENS", "is missing, while REGISTRATION is token", hint, 12)]
+    if any(len(token) < SHORTEST_TOKEN for token in settings.REGISTRATION_TOKENS):
+        hint = f"Use {SHORTEST_TOKEN} random characters or more: openssl rand -base64 32"
+        return [_error("REGISTRATION_TOKENS", "holds one that could be guessed", hint, 13)]
+    return []
+
+
+@register(Tags.security)
 def check_names(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
     """Names in .env and .dev.vars that nobody reads, where they look like a slip (cair.W001)."""
     return [
@@ -139,6 +152,11 @@ def check_production(app_configs: Any, **kwargs: Any) -> Sequence[CheckMessage]:
         found.append(_error("COOKIE_ENCRYPTION_KEY", "is missing, short, or one made for development", hint, 23))
     if not settings.MASTER_KEYS:
         found.append(_error("CAIR_MASTER_KEYS", "is missing", "Make one with: openssl rand -base64 32", 24))
+    if settings.REGISTRATION == "OPEN":
+        for name in ("REGISTRATION_LIMIT", "UNUSED_CLIENTS_PER_NETWORK"):
+            if not getattr(settings, name):
+                hint = "Set a ceiling, or REGISTRATION=token or closed: anybody may fill the table otherwise."
+                found.append(_error(name, "is 0 while everybody may register clients", hint, 26))
     api = urlsplit(settings.API_BASE_URL)
     if api.scheme != "https" and not is_loopback(api.hostname):
         hint = "People's tokens travel there: use https, or a loopback address."

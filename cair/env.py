@@ -7,6 +7,7 @@ settings always import and `cair.checks` can name everything that is wrong at on
 import base64
 import binascii
 import difflib
+import ipaddress
 import os
 import re
 import secrets
@@ -190,6 +191,16 @@ class Environment:
             return value
 
         return self._parsed(name, "", parse, "Set it to redis://host:6379/0, or leave it out.")
+
+    def networks(self, name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """Addresses and networks, such as 127.0.0.1 and 10.0.0.0/8."""
+        found = []
+        for word in self.words(name):
+            try:
+                found.append(ipaddress.ip_network(word))
+            except ValueError:
+                self.wrong(name, f"names {word[:80]!r}", "Name addresses or networks, such as 127.0.0.1,10.0.0.0/8.")
+        return tuple(found)
 
     def schemes(self, name: str, default: str) -> tuple[str, ...]:
         """URI schemes of apps on people's devices; never one that a browser itself runs or reads."""

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from cair.client_address import client_of
 from oauth_relay.loopback import is_loopback
 from oauth_relay.traces import new_trace_id, trace_id
 
@@ -52,8 +53,7 @@ class Guard:
         trace_id.set(new_trace_id())
         # `Daphne-Root-Path` is a client's header: it would move every path. The scheme is ours by configuration, not the
         # proxy's last hop: Django compares the Origin of a form with it.
-        scope = {**scope, "root_path": "", "scheme": settings.PUBLIC_URL.partition(":")[0]}
-        request = _Request(scope)
+        request = _Request({**scope, "root_path": "", "scheme": settings.PUBLIC_URL.partition(":")[0]})
         response = _Response(send, request.cors_headers())
         refusal = request.refusal()
         if refusal is not None:
@@ -61,7 +61,9 @@ class Guard:
         elif request.is_preflight():
             await response.answer(204, {}, request.preflight_headers())
         else:
-            await self._pass_on(scope, receive, response)
+            if settings.TRUSTED_PROXIES:
+                request.scope["client"] = client_of(scope, request.values(b"x-forwarded-for"))
+            await self._pass_on(request.scope, receive, response)
         access_log.info("%s %s %s", request.method, ascii(request.path)[1:-1], response.status)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,6 +28,10 @@ ON_LOOPBACK = is_loopback(urlsplit(PUBLIC_URL).hostname)
 # The address to listen on: loopback, unless a container or a second machine must reach it.
 BIND = ENVIRONMENT.text("BIND", "127.0.0.1")
 HTTPS = PUBLIC_URL.startswith("https://")
+# How much of a client's network address is kept for its person's page.
+CLIENT_ADDRESSES = ENVIRONMENT.choice("CLIENT_ADDRESSES", "TRUNCATED", ("FULL", "TRUNCATED", "NONE"))
+# Whose X-Forwarded-For is believed about who called; nothing else of what a proxy says is ever read.
+TRUSTED_PROXIES = ENVIRONMENT.networks("TRUSTED_PROXIES")
 # Our own listener, as a process on this machine reaches it: never through a proxy, a tunnel or a name server.
 OWN_ADDRESS = f"http://127.0.0.1:{PORT}"
 
@@ -214,11 +218,26 @@ OAUTH2_PROVIDER_DEVICE_GRANT_MODEL = "oauth_relay.DeviceCode"
 RESOURCES = (f"{PUBLIC_URL}/mcp", f"{PUBLIC_URL}/sse")
 DEFAULT_SCOPES = ("read:todos", "write:todos")
 OFFLINE_ACCESS = "offline_access"
+# Who may register a client by itself: anybody, who has a token of REGISTRATION_TOKENS, or nobody. Limits are by network.
+REGISTRATION = ENVIRONMENT.choice("REGISTRATION", "OPEN", ("OPEN", "TOKEN", "CLOSED"))
+REGISTRATION_TOKENS = tuple(ENVIRONMENT.words("REGISTRATION_TOKENS"))
+REGISTRATION_LIMIT = ENVIRONMENT.integer("REGISTRATION_LIMIT", 400, least=0, most=100_000)
+UNUSED_CLIENTS_PER_NETWORK = ENVIRONMENT.integer("UNUSED_CLIENTS_PER_NETWORK", 500, least=0, most=1_000_000)
 CUSTOM_REDIRECT_SCHEMES = ENVIRONMENT.schemes("CUSTOM_REDIRECT_SCHEMES", "cursor,vscode,vscode-insiders")
+# Clients whose id is the address of their own description: who may come, and from which hosts.
+CLIENT_METADATA_DOCUMENTS = ENVIRONMENT.choice("CLIENT_METADATA_DOCUMENTS", "OPEN", ("OPEN", "APPROVED", "OFF")).lower()
+CLIENT_HOSTS_ALLOWED = frozenset(word.lower() for word in ENVIRONMENT.words("CLIENT_HOSTS_ALLOWED"))
+CLIENT_HOSTS_DENIED = frozenset(word.lower() for word in ENVIRONMENT.words("CLIENT_HOSTS_DENIED"))
+# A developer's own client may publish its description on this very machine, by http.
+CLIENT_METADATA_LOOPBACK = DEVELOPMENT
 CONSENT_LIFETIME = 365 * 24 * 3600
 TRANSACTION_LIFETIME = 30 * 60
 UPSTREAM_STATE_LIFETIME = 10 * 60
-REFRESH_TOKEN_IDLE_LIFETIME = 30 * 24 * 3600
+# In days. A refresh token is good for so long without use, and all that came of one code for so long at most.
+REFRESH_TOKEN_IDLE_LIFETIME = 24 * 3600 * ENVIRONMENT.integer("REFRESH_TOKEN_IDLE_LIFETIME", 30, least=1, most=3650)
+REFRESH_TOKEN_ABSOLUTE_LIFETIME = (
+    24 * 3600 * ENVIRONMENT.integer("REFRESH_TOKEN_ABSOLUTE_LIFETIME", 365, least=1, most=3650)
+)
 
 OAUTH2_PROVIDER = {
     "OAUTH2_VALIDATOR_CLASS": "oauth_relay.request_validator.RelayRequestValidator",
@@ -249,7 +268,7 @@ OAUTH2_PROVIDER = {
     "ACCESS_TOKEN_ADMIN_CLASS": "oauth_relay.admin.AccessTokenAdmin",
     "REFRESH_TOKEN_ADMIN_CLASS": "oauth_relay.admin.RefreshTokenAdmin",
     "ID_TOKEN_ADMIN_CLASS": "oauth_relay.admin.IDTokenAdmin",
-    "CIMD_ENABLED": False,
+    "CIMD_ENABLED": False,  # the library would fetch at /token; `oauth_relay.client_metadata_documents` does it
     "OAUTH2_RESPONSE_TYPES_SUPPORTED": ["code"],
     "OAUTH2_GRANT_TYPES_SUPPORTED": ["authorization_code", "refresh_token"],
     "OAUTH2_TOKEN_ENDPOINT_AUTH_METHODS_SUPPORTED": ["none", "client_secret_post", "client_secret_basic"],
@@ -265,6 +284,8 @@ UPSTREAM_TIMEOUT = ENVIRONMENT.integer("UPSTREAM_TIMEOUT", 10, least=1, most=60)
 UPSTREAM_RECHECK = ENVIRONMENT.integer("UPSTREAM_RECHECK", 3600, least=0, most=86400)
 # As soon as a provider is configured, people sign in there; an operator may allow both.
 OWN_ACCOUNTS = ENVIRONMENT.boolean("OWN_ACCOUNTS", not UPSTREAM_PROVIDERS)
+# Whether people may add a second way to sign in. Who is disabled at one provider may then still come by the other.
+ACCOUNT_LINKING = ENVIRONMENT.boolean("ACCOUNT_LINKING", True)
 DEMO_USER = DEVELOPMENT and ON_LOOPBACK and not UPSTREAM_PROVIDERS and ENVIRONMENT.boolean("DEMO_USER", True)
 
 # Who of those whom a provider signs in may come in. One entry that fits is enough; with no entry at all, everybody.

@@ -31,7 +31,7 @@ from mcp_gateway import VERSION, jsonrpc
 from mcp_gateway.errors import InsufficientScope, ToolError
 from mcp_gateway.tools import Call, Tool, registry
 from mcp_gateway.upstream_api import UpstreamApi
-from oauth_relay import audit, upstream_tokens
+from oauth_relay import access_tokens, audit, upstream_tokens
 from oauth_relay.access_tokens import Principal
 from oauth_relay.audit import Event
 from oauth_relay.database import DATABASE_AWAY, in_database
@@ -40,6 +40,11 @@ from oauth_relay.upstream_tokens import UpstreamLoginRequired, UpstreamRefused, 
 logger = logging.getLogger(__name__)
 
 LIST_LIFETIME_MS = 60_000
+NOT_ASKED = (
+    "This tool needs a permission that was not given ({}), and the person is not asked for it now: they refused it within "
+    "the last day, or were asked for permissions three times within the hour. Go on without it. Should they want it after "
+    f"all, they can disconnect this client at {settings.PUBLIC_URL}/connections and connect it again."
+)
 INSTRUCTIONS = "The tools act as the signed-in person, within the permissions that this person gave to this client."
 
 
@@ -58,6 +63,8 @@ class Exchange:
     """Whether the response can still become an HTTP 401."""
     examine: Callable[[Tool], None] | None = None
     """What the transport wants to see right before a tool runs. May raise MCPError."""
+    not_asked_for: frozenset[str] = frozenset()
+    """Scopes that the call lacks and that the person is not to be asked for now (T33)."""
 
 
 async def answer(message: jsonrpc.Message, exchange: Exchange) -> jsonrpc.Message:
@@ -99,7 +106,7 @@ async def judge(message: jsonrpc.Message, exchange: Exchange) -> Tool | None:
     """The tool that `message` may call; None if it is no tool call. In this order: known → permitted → scope.
 
     Raises MCPError (-32602) alike for a tool that does not exist and one that this person may not know of (T32), and
-    InsufficientScope.
+    InsufficientScope. Where the person is not to be asked for what is missing, the tool's answer will say so (T33).
     """
     params = message.get("params")
     name = params.get("name") if isinstance(params, Mapping) else None
@@ -109,25 +116,31 @@ async def judge(message: jsonrpc.Message, exchange: Exchange) -> Tool | None:
     if tool is None or not await is_permitted(tool, exchange.principal):
         await _record(exchange, tool, "unknown_tool")
         raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {name[:128]}")
-    # Asked in either case: one authorization is then for both, ours and the provider's.
-    must_be_widened = await _must_be_widened(tool, exchange.principal)
-    if not tool.scopes <= exchange.principal.scopes:
-        await _record(exchange, tool, "insufficient_scope")
-        raise InsufficientScope(tool.scopes)
-    if must_be_widened:
-        await _record(exchange, tool, "insufficient_upstream_scope")
+    lacks = tool.scopes - exchange.principal.scopes
+    if lacks and not await access_tokens.may_step_up(exchange.principal, lacks):
+        exchange.not_asked_for = lacks
+        return tool
+    must_be_widened = await _must_be_widened(tool, exchange.principal, bool(lacks))
+    if lacks or must_be_widened:
+        await _record(exchange, tool, "insufficient_scope" if lacks else "insufficient_upstream_scope")
         raise InsufficientScope(tool.scopes)
     return tool
 
 
-async def _must_be_widened(tool: Tool, principal: Principal) -> bool:
-    """Whether the person should be asked, this once, for what the provider has not given yet (DESIGN §4.9)."""
+async def _must_be_widened(tool: Tool, principal: Principal, is_asked_anyway: bool) -> bool:
+    """Whether the person is now asked, this once, for what the provider has not given yet (DESIGN §4.9).
+
+    Where they are asked for a scope of ours anyway, that one authorization is for both.
+    """
     if tool.api is None or tool.upstream_scope is None:
         return False
     try:
-        return await upstream_tokens.must_be_widened(principal, tool.api, tool.upstream_scope)
+        if is_asked_anyway:
+            return await upstream_tokens.must_be_widened(principal, tool.api, tool.upstream_scope)
+        is_lacking = await upstream_tokens.is_lacking(principal, tool.api, tool.upstream_scope)
     except (UpstreamLoginRequired, UpstreamRefused, UpstreamUnavailable):
         return False  # the call itself meets the same, and says so
+    return is_lacking and await access_tokens.may_widen(principal, tool.upstream_scope)
 
 
 async def is_permitted(tool: Tool, principal: Principal) -> bool:
@@ -183,6 +196,10 @@ async def _call_tool(ctx: ServerRequestContext[Any], params: types.CallToolReque
         raise LookupError("a tool call reached its handler without having been judged")
     began, outcome = time.monotonic(), "failed"
     try:
+        if exchange.not_asked_for:
+            outcome = "step_up_withheld"
+            return _error_result(NOT_ASKED.format(", ".join(sorted(exchange.not_asked_for))))
+        access_tokens.note_tool(exchange.principal, tool.name)
         result, outcome = await _run(tool, params.arguments or {}, exchange, ctx.session.report_progress)
     except UpstreamLoginRequired:
         outcome = "sign_in_needed"

@@ -50,7 +50,8 @@ def _presented(scope: Scope, resource: str) -> PresentedToken | None:
     if found is None:
         raise challenge(resource, "invalid_token", "The Authorization header is not `Bearer` and a token.")
     url = f"{settings.PUBLIC_URL}{scope['path']}"
-    return PresentedToken(found["scheme"], found["raw_token"], scope["method"], url, resource)
+    address = (scope.get("client") or ("",))[0]
+    return PresentedToken(found["scheme"], found["raw_token"], scope["method"], url, resource, address)
 
 
 def challenge(resource: str, error: str = "", description: str = "", status: int = 401) -> Refusal:

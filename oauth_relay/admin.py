@@ -1,8 +1,9 @@
-"""What an operator may see: everything but secrets. Read-only for now; people are the exception.
+"""What an operator may see: everything but secrets. Read-only, but for people and what a client is let do.
 
 The library registers its models with the classes that settings name; ours are added here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin
@@ -10,13 +11,17 @@ from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.admin import UserAdmin
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models import QuerySet
+from django.db.transaction import atomic
 from django.http import HttpRequest
+from django.utils import timezone
 
-from oauth_relay import audit
+from oauth_relay import audit, withdrawals
 from oauth_relay.models import (
     AccessToken,
     AdmissionPin,
     AuditEvent,
+    Client,
     Consent,
     Grant,
     Identity,
@@ -76,10 +81,65 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
 
 class ClientAdmin(ReadOnlyAdmin):
+    """What a client said of itself is its own; what an operator lets it do can be changed here."""
+
+    POLICIES = ("is_resource_server", "restart_on_step_up", "refresh_idle_lifetime", "refresh_absolute_lifetime")
     list_display = ("name", "client_id", "registration_source", "created", "last_used_at", "approved_at", "blocked_at")
     list_filter = ("registration_source", "client_type")
     search_fields = ("name", "client_id", "redirect_uris")
     ordering = ("-created",)
+    actions = ("approve", "block", "unblock")
+
+    @admin.action(permissions=["change"], description="Approve: an operator answers for these clients")
+    def approve(self, request: HttpRequest, chosen: QuerySet[Client]) -> None:
+        self._act(request, chosen.filter(approved_at=None), "approved", _approve)
+
+    @admin.action(permissions=["change"], description="Block: nothing they hold is accepted from now on")
+    def block(self, request: HttpRequest, chosen: QuerySet[Client]) -> None:
+        self._act(request, chosen.filter(blocked_at=None), "blocked", withdrawals.block_client)
+
+    @admin.action(permissions=["change"], description="Unblock: what they still hold is accepted again")
+    def unblock(self, request: HttpRequest, chosen: QuerySet[Client]) -> None:
+        self._act(request, chosen.exclude(blocked_at=None), "unblocked", _unblock)
+
+    def _act(self, request: HttpRequest, chosen: QuerySet[Client], done: str, act: Callable[[Client], None]) -> None:
+        """Once for each, looked at again under its lock: of two operators, or two tabs, one has done it."""
+        count = 0
+        for key in list(chosen.order_by("pk").values_list("pk", flat=True)):
+            with atomic():
+                client = chosen.model.objects.select_for_update(no_key=True).filter(pk=key).first()
+                if client is None or not chosen.filter(pk=key).exists():
+                    continue
+                act(client)
+                audit.record_within(_by_operator(f"client.{done}_by_operator", request, client))
+                count += 1
+        self.message_user(request, f"{count} {'client' if count == 1 else 'clients'} {done}.")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return admin.ModelAdmin.has_change_permission(self, request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        return [name for name in self.get_fields(request, obj) if name not in self.POLICIES]
+
+    def save_model(self, request: HttpRequest, obj: Client, form: Any, change: bool) -> None:
+        """Those columns only: a whole save would hash an empty secret, and undo what happened since the page was drawn."""
+        changed = {name: getattr(obj, name) for name in form.changed_data if name in self.POLICIES}
+        with atomic():
+            Client.objects.filter(pk=obj.pk).update(**changed)
+            audit.record_within(_by_operator("client.policy_changed", request, obj, **changed))
+
+
+def _approve(client: Client) -> None:
+    Client.objects.filter(pk=client.pk).update(approved_at=timezone.now())
+
+
+def _unblock(client: Client) -> None:
+    Client.objects.filter(pk=client.pk).update(blocked_at=None)
+
+
+def _by_operator(event: str, request: HttpRequest, client: Client, **detail: Any) -> audit.Event:
+    operator = request.user.pseudonym if isinstance(request.user, User) else None
+    return audit.Event(event, pseudonym=operator, client_id=client.client_id, detail=detail)
 
 
 class AuthorizationCodeAdmin(ReadOnlyAdmin):

@@ -21,7 +21,7 @@ from oauth2_provider.exceptions import FatalClientError, OAuthToolkitError
 from oauth2_provider.scopes import get_scopes_backend
 from oauth2_provider.views.mixins import OAuthLibMixin
 
-from oauth_relay import audit, consents, pages, staged_tokens
+from oauth_relay import audit, client_metadata_documents, consents, pages, registration_policy, staged_tokens
 from oauth_relay.authorization_response import (
     AuthorizationRefused,
     allow,
@@ -31,7 +31,9 @@ from oauth_relay.authorization_response import (
     refuse_request,
 )
 from oauth_relay.browsers import find_transaction, is_form_token, mark_browser, signed_in_person
-from oauth_relay.models import Client, LoginTransaction, User
+from oauth_relay.client_metadata_documents import ClientNotApproved
+from oauth_relay.models import Client, Consent, LoginTransaction, User
+from oauth_relay.outbound_documents import DocumentUnavailable, InvalidDocument
 from oauth_relay.transaction_pages import scope_rows, show, sign_in_page
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,14 @@ _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 
 class UnknownClient(Exception):
     """There is no such client: nobody to redirect to."""
+
+
+class UnreadableDescription(UnknownClient):
+    """The client_id is an address, and what stands there will not do; `public` says why, and `repair` what helps."""
+
+    def __init__(self, why: str, public: str, repair: str) -> None:
+        super().__init__(why)
+        self.public, self.repair = public, repair
 
 
 class UnregisteredRedirect(UnknownClient):
@@ -90,6 +100,7 @@ class AuthorizationView(OAuthLibMixin, View):
         transaction = find_transaction(request, request.GET.get("transaction"))
         if transaction is None or not transaction.is_open or transaction.client is None:
             return gone(request, transaction)
+        _keep_old(transaction, signed_in_person(request) if transaction.user else None)
         return show(request, transaction)
 
     # -- checking ------------------------------------------------------------------------------------------------------
@@ -105,9 +116,7 @@ class AuthorizationView(OAuthLibMixin, View):
             if len(request.GET.getlist(name)) > 1:
                 raise UnknownClient(f"{name} was sent more than once")
         client_id, redirect_uri = request.GET.get("client_id", ""), request.GET.get("redirect_uri", "")
-        client = None
-        if client_id.isprintable() and len(client_id) <= 255:
-            client = Client.objects.filter(client_id=client_id).first()
+        client = _find_client(client_id, registration_policy.network_of(request.META.get("REMOTE_ADDR", "")))
         if client is None or not client.is_usable(None):
             raise UnknownClient("unknown client_id" if client is None else "blocked client")
         registered = client.redirect_uris.split()
@@ -144,12 +153,14 @@ class AuthorizationView(OAuthLibMixin, View):
 
     def _begin(self, request: HttpRequest, asked: AuthorizationRequest) -> HttpResponse:
         """Freeze the request, and show the page it needs; silence is for clients that an operator trusts (T9)."""
+        registration_policy.note_use(asked.client)
         person = signed_in_person(request)
         fresh = asked.prompt & {"login", "select_account"}
         transaction = _freeze(request, asked, None if fresh else person)
+        _keep_old(transaction, transaction.user)
         silent = person and not asked.prompt - {"none"} and self._may_be_silent(transaction, person)
         if person and silent:
-            return allow(request, transaction, person, transaction.scopes)
+            return allow(request, transaction, person, transaction.scopes, was_asked=False)
         if "none" in asked.prompt:
             return refuse_in_silence(request, transaction, "consent_required" if person else "login_required")
         return show(request, transaction)
@@ -168,6 +179,7 @@ class AuthorizationView(OAuthLibMixin, View):
         person = signed_in_person(request)
         if person is None or person != transaction.user:
             transaction.user = None
+            _keep_old(transaction, person)
             return show(request, transaction, notice="The account in this browser has changed.")
         if not is_form_token(request.POST.get("form_token", ""), transaction, "consent", person, transaction.scopes):
             return show(request, transaction, notice="This page was out of date. Please read it once more.")
@@ -196,6 +208,7 @@ def _switch_account(request: HttpRequest, transaction: LoginTransaction) -> Http
     auth.logout(request)
     transaction.user, transaction.signed_in_at, transaction.prompt = None, None, "select_account"
     transaction.save(update_fields=["user", "signed_in_at", "prompt"])
+    _keep_old(transaction, None)
     return sign_in_page(request, transaction)
 
 
@@ -206,6 +219,28 @@ def _description(error: OAuthToolkitError, request: HttpRequest) -> str:
         unknown = [scope for scope in request.GET.get("scope", "").split() if scope not in known]
         return f"There is no such scope here: {' '.join(unknown)[:200]}."
     return error.oauthlib_error.description or ""
+
+
+def _find_client(client_id: str, network: str) -> Client | None:
+    """The client of that id, written here or described at the address that its id is. Raises UnreadableDescription.
+
+    `network` is where the person's browser is: who makes us look for documents that are not there looks in vain alone.
+    """
+    if not client_id.isprintable() or len(client_id) > client_metadata_documents.LONGEST_ID:
+        return None
+    if not client_metadata_documents.is_document_address(client_id):
+        return Client.objects.filter(client_id=client_id).first()
+    try:
+        return client_metadata_documents.find_client(client_id, network)
+    except ClientNotApproved as refused:
+        repair = "If you want to use this application here, ask the operator of this service to approve it."
+        raise UnreadableDescription(f"{client_id}: {refused}", str(refused), repair) from refused
+    except InvalidDocument as refused:
+        repair = "Tell whoever made the application: its description must be mended there."
+        raise UnreadableDescription(f"{client_id}: {refused}", str(refused), repair) from refused
+    except DocumentUnavailable as refused:
+        repair = "Try again in a minute. If it stays so, tell whoever made the application."
+        raise UnreadableDescription(f"{client_id}: {refused}", "It could not be read just now.", repair) from refused
 
 
 # -- single checks -----------------------------------------------------------------------------------------------------
@@ -253,10 +288,9 @@ def _check_prompt(request: HttpRequest) -> frozenset[str]:
 
 def _freeze(request: HttpRequest, asked: AuthorizationRequest, person: User | None) -> LoginTransaction:
     LoginTransaction.objects.erase_expired_secrets()
-    return LoginTransaction.objects.create(
+    transaction = LoginTransaction(
         expires_at=timezone.now() + timedelta(seconds=settings.TRANSACTION_LIFETIME),
         browser_digest=mark_browser(request),
-        client=asked.client,
         client_digest=asked.client.digest(),
         redirect_uri=asked.redirect_uri,
         state=asked.state,
@@ -267,12 +301,47 @@ def _freeze(request: HttpRequest, asked: AuthorizationRequest, person: User | No
         login_hint=asked.login_hint,
         user=person,
     )
+    transaction.client = asked.client
+    transaction.save(force_insert=True)
+    return transaction
+
+
+def _keep_old(transaction: LoginTransaction, person: User | None) -> None:
+    """Who is asked for something new keeps what they gave before, ticked (DESIGN §4.9).
+
+    Clients take the challenge at its word and ask for its scopes alone. What is kept is the person's: another account in
+    this browser keeps something else.
+    """
+    asked = transaction.scope.split()
+    before = _last_allowed(transaction, person) if person else []
+    new = set(asked) - {settings.OFFLINE_ACCESS, *before}
+    kept = " ".join(scope for scope in before if new and scope not in asked)
+    if kept != transaction.kept_scope:
+        transaction.kept_scope = kept
+        transaction.save(update_fields=["kept_scope"])
+
+
+def _last_allowed(transaction: LoginTransaction, person: User) -> list[str]:
+    """What this person last let this client do there: what they unticked since is not brought back."""
+    client = transaction.client
+    assert client is not None
+    records = Consent.objects.alive().filter(
+        grant__user=person, grant__client__client_id=client.client_id, client_digest=transaction.client_digest
+    )
+    known = get_scopes_backend().get_all_scopes()
+    for record in records.order_by("-created"):
+        if set(transaction.resource) <= set(record.resource):
+            return [scope for scope in record.scope.split() if scope in known]
+    return []
 
 
 def _unknown_client(request: HttpRequest, refused: UnknownClient) -> HttpResponse:
     """The client's own memory is stale, most often: say how to reset it."""
     logger.info("authorization request refused: %s", refused)
     audit.record_within(audit.Event("authorization.refused", "unknown_client", detail={"why": str(refused)}))
+    if isinstance(refused, UnreadableDescription):
+        what = f"The application describes itself at an address of its own, which this server did not accept. {refused.public}"
+        return pages.refusal(request, 400, "This application is not known here", what, refused.repair)
     if isinstance(refused, UnregisteredRedirect):
         what = "The application asked to be answered at an address that it has not registered here."
     else:

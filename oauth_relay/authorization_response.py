@@ -12,7 +12,7 @@ from django.utils import timezone
 from oauth2_provider.exceptions import OAuthToolkitError
 from oauth2_provider.views.mixins import OAuthLibMixin
 
-from oauth_relay import audit, consents, pages, redirect_uris, staged_tokens
+from oauth_relay import audit, challenges, client_metadata_documents, consents, pages, redirect_uris, staged_tokens
 from oauth_relay.browsers import signed_in_person
 from oauth_relay.models import Client, LoginTransaction, User
 
@@ -32,30 +32,47 @@ def resume(transaction: LoginTransaction) -> HttpResponse:
     """After sign-in: on to the consent page, or to where the visit wanted to go."""
     if transaction.link_provider:
         return pages.see_other(f"/link?transaction={transaction.pk}")
-    if transaction.client_id is None:
+    if transaction.client is None:
         close(transaction, LoginTransaction.Outcome.ALLOWED)
         return pages.see_other(transaction.next_page)
     return pages.see_other(f"/authorize?transaction={transaction.pk}")
 
 
-def allow(request: HttpRequest, transaction: LoginTransaction, person: User, scopes: list[str]) -> HttpResponse:
-    """Record the consent, keep what the provider sent, issue the code: all in one transaction, once."""
+def allow(
+    request: HttpRequest, transaction: LoginTransaction, person: User, scopes: list[str], *, was_asked: bool = True
+) -> HttpResponse:
+    """Record the consent, keep what the provider sent, issue the code: all in one transaction, once.
+
+    Whoever was not asked gave their consent before: it must still be there under the grant's lock (T9, T11).
+    """
     try:
         with database.atomic():
             if not close(transaction, LoginTransaction.Outcome.ALLOWED):
                 return gone(request, transaction)
+            client_metadata_documents.keep(transaction)
+            if not was_asked:
+                _check_still_covered(transaction, person)
             grant = consents.record(transaction, person, scopes)
+            challenges.forget_refusal(grant, scopes)
             _check_unchanged(transaction)
             staged_tokens.keep_staged(transaction)
             location = _issue_code(request, transaction, scopes, grant)
     except AuthorizationRefused as refused:
-        return refuse(request, transaction, refused.error, refused.description)
-    return pages.redirect(location)
+        return refuse(request, transaction, refused.error, refused.description, by_person=False)
+    return _send_back(request, transaction.client, location)
+
+
+def _check_still_covered(transaction: LoginTransaction, person: User) -> None:
+    """Raises AuthorizationRefused where the consent was withdrawn or narrowed a moment ago."""
+    assert transaction.client is not None
+    consents.live_grant(person, transaction.client)
+    if not consents.covers(transaction, person):
+        raise AuthorizationRefused("consent_required", "The person would have to be asked first.")
 
 
 def _check_unchanged(transaction: LoginTransaction) -> None:
     """The client must still be what the person was shown; read again under the grant's lock (T11, T31)."""
-    client = Client.objects.filter(pk=transaction.client_id).first()
+    client = Client.objects.filter(pk=transaction.client_row_id).first()
     if client is None or client.digest() != transaction.client_digest or not client.is_usable(None):
         raise AuthorizationRefused("access_denied", "The client changed while the page was open.")
 
@@ -81,25 +98,31 @@ def _issue_code(request: HttpRequest, transaction: LoginTransaction, scopes: lis
     return str(location)
 
 
-def refuse(request: HttpRequest, transaction: LoginTransaction, error: str, description: str) -> HttpResponse:
+def refuse(
+    request: HttpRequest, transaction: LoginTransaction, error: str, description: str, *, by_person: bool = True
+) -> HttpResponse:
     """End a transaction with an error, at the client: the person came here by their own click.
 
     A visit has no client: it ends on a page.
     """
     staged_tokens.erase_staged(transaction)
-    denied = error == "access_denied"
-    if not close(transaction, LoginTransaction.Outcome.DENIED if denied else LoginTransaction.Outcome.FAILED):
-        return gone(request, transaction)
-    client = transaction.client
-    audit.record_within(
-        audit.Event(
-            "authorization.refused",
-            error,
-            pseudonym=transaction.user.pseudonym if transaction.user else None,
-            client_id=client.client_id if client else "",
-            detail={"description": description},
+    client, denied = transaction.client, error == "access_denied"
+    with database.atomic():
+        if not close(transaction, LoginTransaction.Outcome.DENIED if denied else LoginTransaction.Outcome.FAILED):
+            return gone(request, transaction)
+        # Who cancels on the sign-in page is known by their session, if at all.
+        person = transaction.user or signed_in_person(request)
+        if denied and by_person and person and client:
+            challenges.note_refusal(person, client, transaction.scopes)
+        audit.record_within(
+            audit.Event(
+                "authorization.refused",
+                error,
+                pseudonym=transaction.user.pseudonym if transaction.user else None,
+                client_id=client.client_id if client else "",
+                detail={"description": description},
+            )
         )
-    )
     if transaction.link_provider:
         link = pages.Link("/connections", "Back to your connections", "")
         return pages.refusal(request, 403 if denied else 503, "Nothing was added", description, _ADD_AGAIN, link)
@@ -108,7 +131,7 @@ def refuse(request: HttpRequest, transaction: LoginTransaction, error: str, desc
         return pages.refusal(
             request, 403 if denied else 503, "Not signed in", what, "You can try again from the start page."
         )
-    return pages.redirect(_error_location(transaction.redirect_uri, error, description, transaction.state))
+    return _send_back(request, client, _error_location(transaction.redirect_uri, error, description, transaction.state))
 
 
 def refuse_in_silence(request: HttpRequest, transaction: LoginTransaction, error: str) -> HttpResponse:
@@ -135,7 +158,7 @@ def refuse_request(
         or redirect_uris.is_loopback_redirect(redirect_uri)
         or consents.has_consented_before(client, redirect_uri, person)
     ):
-        return pages.redirect(location)
+        return _send_back(request, client, location)
     host = redirect_uris.host_of(redirect_uri)
     return pages.refusal(
         request,
@@ -145,6 +168,18 @@ def refuse_request(
         "Close this page, or go back to the application with the link below: it will be told what was wrong.",
         pages.Link(location, f"Return to {client.display_name}", host),
     )
+
+
+def _send_back(request: HttpRequest, client: Client | None, location: str) -> HttpResponse:
+    """To the client's redirect URI; for a browser and an app of this device, by way of a page with a link.
+
+    A browser asks before it opens an app, and some open none unless the person pressed something: with a bare redirect
+    the form that was just answered stays before them, and nothing says what to do. On loopback a redirect always
+    leads somewhere. Programs, which send no Sec-Fetch-Mode (Fetch Metadata §2.3), are redirected everywhere.
+    """
+    if client and redirect_uris.is_custom_scheme(location) and request.headers.get("Sec-Fetch-Mode") == "navigate":
+        return pages.hand_off(request, client.display_name, location, redirect_uris.host_of(location))
+    return pages.redirect(location)
 
 
 def gone(request: HttpRequest, transaction: LoginTransaction | None) -> HttpResponse:

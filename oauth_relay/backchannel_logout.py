@@ -36,8 +36,8 @@ LONGEST_ID = 255
 OLDEST = 300
 """Seconds after which a logout token without an end of its own comes too late."""
 LONGEST_LIFE = 24 * 3600
-ECHO_WITHIN = 300
-"""Seconds within which a provider's word of a sign-out that began here is an echo, and no news."""
+ECHO_WITHIN = 60
+"""Seconds within which a provider's word of a sign-out that began here is an echo, once, and no news."""
 
 
 class InvalidLogoutToken(Exception):
@@ -170,7 +170,8 @@ def _is_echo(upstream: Provider, user: User, sid: str | None) -> bool:
     """Whether all that the token says was done here a moment ago. While a session of that name is open, it is news."""
     if sid is None or user.sessions.filter(provider=upstream.name, upstream_sid=sid).exists():
         return False
-    return SpentLogoutToken.objects.filter(digest=_echo_digest(upstream, user, sid), until__gt=timezone.now()).exists()
+    expected = SpentLogoutToken.objects.filter(digest=_echo_digest(upstream, user, sid), until__gt=timezone.now())
+    return bool(expected.delete()[0])
 
 
 def _echo_digest(upstream: Provider, user: User, sid: str) -> str:

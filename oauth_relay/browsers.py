@@ -62,7 +62,7 @@ def find_transaction(request: HttpRequest, raw_id: str | None) -> LoginTransacti
         key = uuid.UUID(raw_id or "")
     except ValueError:
         return None
-    transaction = LoginTransaction.objects.select_related("client", "user").filter(pk=key).first()
+    transaction = LoginTransaction.objects.select_related("client_row", "user").filter(pk=key).first()
     return transaction if transaction and is_this_browsers(request, transaction) else None
 
 
@@ -87,11 +87,19 @@ def open_session(request: HttpRequest, user: User, way: str, upstream_sid: objec
 def note_sign_out(request: HttpRequest) -> None:
     """Whoever signs in next in this browser is asked who they are: the provider may still know the last one (T30)."""
     request.session[_SIGNED_OUT] = True
+    # Whoever proved that an account is theirs has gone: what they began with that must not go on.
+    begun = LoginTransaction.objects.filter(browser_digest=browser_digest(request), answered_at=None)
+    begun.exclude(link_provider="").update(answered_at=timezone.now(), outcome=LoginTransaction.Outcome.FAILED)
 
 
 def has_signed_out(request: HttpRequest) -> bool:
     """Whether somebody signed out in this browser and nobody has signed in since."""
     return request.session.get(_SIGNED_OUT) is True
+
+
+def way_of(request: HttpRequest) -> str:
+    """How this browser's session was opened: `own`, or the provider's name."""
+    return str(request.session.get("way", ""))
 
 
 def signed_in_person(request: HttpRequest) -> User | None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from channels.db import database_sync_to_async
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connection
 
 DATABASE_AWAY = (OperationalError, InterfaceError)
 """What says that the database cannot be asked now. Every other DatabaseError is a fault of ours, and no reason to retry."""
@@ -24,3 +24,9 @@ async def in_database(function: Callable[P, R], *args: P.args, **kwargs: P.kwarg
     """Run `function` on a database thread and await its result."""
     call = database_sync_to_async(function, thread_sensitive=False, executor=_threads)
     return await call(*args, **kwargs)
+
+
+def give_back_connection() -> None:
+    """Nobody keeps one of the pool's few connections while somebody else's server takes its time."""
+    if not connection.in_atomic_block:
+        connection.close()

@@ -12,6 +12,7 @@ from functools import partial
 
 from django.conf import settings
 from django.db import connections
+from django.db.models import QuerySet
 from django.db.transaction import atomic, on_commit
 
 from oauth_relay import audit, vault
@@ -43,8 +44,7 @@ def erase_credentials(user: User, why: str, provider_name: str | None = None) ->
         rows = list(UpstreamCredential.objects.select_for_update().filter(user=user, **of_provider))
         revocable = [found for row in rows if (found := _revocable(row, user))]
         UpstreamCredential.objects.filter(pk__in=[row.pk for row in rows]).delete()
-        waiting = LoginTransaction.objects.filter(user=user, **of_provider).exclude(staged_tokens=None)
-        waiting.update(staged_tokens=None)
+        _erase_waiting(LoginTransaction.objects.filter(user=user, **of_provider))
         if rows:
             Withdrawal.objects.create(kind=Withdrawal.Kind.CREDENTIAL, reference=str(user.pk))
         for row in rows:
@@ -52,6 +52,12 @@ def erase_credentials(user: User, why: str, provider_name: str | None = None) ->
         for found in revocable:
             on_commit(partial(_revokers.submit, _revoke, found))
     return len(rows)
+
+
+def _erase_waiting(transactions: "QuerySet[LoginTransaction]") -> None:
+    """What waits for a consent. One that is locked is being answered: whoever waited for it would hold up its grant."""
+    free = transactions.exclude(staged_tokens=None).select_for_update(skip_locked=True).values_list("pk", flat=True)
+    LoginTransaction.objects.filter(pk__in=list(free)).update(staged_tokens=None)
 
 
 def _revocable(row: UpstreamCredential, user: User) -> _Revocable | None:

@@ -57,7 +57,7 @@ class LinkView(View):
         person = signed_in_person(request)
         if transaction is None or not transaction.link_provider or not transaction.is_open:
             return transaction, None
-        is_confirmed = transaction.signed_in_at is not None and person is not None and person == transaction.user
+        is_confirmed = linking.is_confirmed(transaction) and person is not None and person == transaction.user
         return transaction, person if is_confirmed else None
 
     def _begin(self, request: HttpRequest, person: User) -> HttpResponse:

@@ -24,6 +24,8 @@ from oauth_relay.identity_providers import TokenAnswer, provider
 from oauth_relay.models import Identity, LoginTransaction, User
 from oauth_relay.upstream_identities import kept_claims
 
+CONFIRMED_FOR = timedelta(minutes=10)
+
 
 class NotLinked(Exception):
     """The identity cannot become this person's, or cannot cease to be. The message is for them."""
@@ -68,7 +70,7 @@ def ways_to_add(user: User) -> list[str]:
 
     The demo user is everybody's: whoever came by would leave their own identity on it.
     """
-    if user.is_demo or not ways_to_confirm(user):
+    if user.is_demo or not settings.ACCOUNT_LINKING or not ways_to_confirm(user):
         return []
     taken = ways_of(user)
     return [name for name in settings.UPSTREAM_PROVIDERS if name not in taken]
@@ -100,6 +102,11 @@ def confirm(transaction: LoginTransaction, user: User | None) -> User:
     open_rows.update(signed_in_at=timezone.now(), upstream_secrets=None, prompt="")
     transaction.refresh_from_db(fields=["signed_in_at", "upstream_secrets", "prompt"])
     return user
+
+
+def is_confirmed(transaction: LoginTransaction) -> bool:
+    """Whether the person signed in again for this, and not long ago."""
+    return transaction.signed_in_at is not None and timezone.now() - transaction.signed_in_at < CONFIRMED_FOR
 
 
 def propose(transaction: LoginTransaction, claims: Mapping[str, Any], answer: TokenAnswer) -> None:
@@ -144,7 +151,7 @@ def identity_binding(transaction: LoginTransaction) -> dict[str, Any]:
 
 def keep(transaction: LoginTransaction, user: User, proposed: ProposedIdentity) -> None:
     """The person has seen whom it is, and wants it. Within the transaction that closes. Raises NotLinked."""
-    User.objects.select_for_update().get(pk=user.pk)  # of two tabs that add the same provider, one does
+    User.objects.select_for_update(no_key=True).get(pk=user.pk)  # of two tabs that add the same provider, one does
     if transaction.link_provider not in ways_to_add(user):
         raise NotLinked("That way to sign in is on your account already.")
     try:
@@ -165,7 +172,9 @@ def keep(transaction: LoginTransaction, user: User, proposed: ProposedIdentity) 
 def remove(user: User, identity_id: uuid.UUID) -> str:
     """Take a way in off the account, with its sessions and what its provider gave; its name. Raises NotLinked."""
     with atomic():
-        User.objects.select_for_update().get(pk=user.pk)  # two tabs must not take one way each, and leave none
+        User.objects.select_for_update(no_key=True).get(
+            pk=user.pk
+        )  # two tabs must not take one way each, and leave none
         identity = Identity.objects.filter(pk=identity_id, user=user).first()
         if identity is None:
             raise NotLinked("That way to sign in was already removed.")

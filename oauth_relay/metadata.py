@@ -5,7 +5,10 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from oauth2_provider.scopes import get_scopes_backend
 from oauth2_provider.settings import oauth2_settings
 
+from oauth_relay import introspection
+from oauth_relay.client_assertions import ALGORITHMS
 from oauth_relay.pages import read_only
+from oauth_relay.registration_policy import CLOSED
 
 MAX_AGE = "public, max-age=300"
 
@@ -21,12 +24,14 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
 
     The library's own view says too little here (no registration policy, no introspection rule, no JWKS for API tokens).
     """
-    methods = oauth2_settings.OAUTH2_TOKEN_ENDPOINT_AUTH_METHODS_SUPPORTED
+    by_document = settings.CLIENT_METADATA_DOCUMENTS != "off"
+    methods = [*oauth2_settings.OAUTH2_TOKEN_ENDPOINT_AUTH_METHODS_SUPPORTED, "private_key_jwt"]
+    signatures = list(ALGORITHMS)
     document = {
         "issuer": settings.PUBLIC_URL,
         "authorization_endpoint": f"{settings.PUBLIC_URL}/authorize",
         "token_endpoint": f"{settings.PUBLIC_URL}/token",
-        "registration_endpoint": f"{settings.PUBLIC_URL}/register",
+        **({} if settings.REGISTRATION == CLOSED else {"registration_endpoint": f"{settings.PUBLIC_URL}/register"}),
         "revocation_endpoint": f"{settings.PUBLIC_URL}/revoke",
         "jwks_uri": f"{settings.PUBLIC_URL}/.well-known/jwks.json",
         "scopes_supported": [*supported_scopes(), settings.OFFLINE_ACCESS],
@@ -35,9 +40,14 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
         "grant_types_supported": oauth2_settings.OAUTH2_GRANT_TYPES_SUPPORTED,
         "token_endpoint_auth_methods_supported": methods,
         "revocation_endpoint_auth_methods_supported": methods,
+        "token_endpoint_auth_signing_alg_values_supported": signatures,
+        "revocation_endpoint_auth_signing_alg_values_supported": signatures,
+        # Whoever asks there has a secret: it answers resource servers, and no public client.
+        "introspection_endpoint": f"{settings.PUBLIC_URL}/introspect",
+        "introspection_endpoint_auth_methods_supported": introspection.AUTH_METHODS,
         "code_challenge_methods_supported": ["S256"],
         "authorization_response_iss_parameter_supported": True,
-        "client_id_metadata_document_supported": oauth2_settings.CIMD_ENABLED,
+        "client_id_metadata_document_supported": by_document,
         "prompt_values_supported": ["none", "login", "consent", "select_account"],
         "protected_resources": list(settings.RESOURCES),
     }

@@ -23,6 +23,7 @@ PROTOCOL_PATHS = (
     "/token",
     "/register",
     "/revoke",
+    "/introspect",
     "/backchannel-logout",
     "/.well-known/",
     "/api/",
@@ -200,6 +201,18 @@ def health(request: HttpRequest) -> HttpResponse:
 def redirect(target: str, **headers: str) -> HttpResponse:
     """A redirect that may leave for a client's custom scheme, which Django's own class refuses."""
     return HttpResponse(status=302, headers={"Location": target, "Cache-Control": "no-store", **headers})
+
+
+def hand_off(request: HttpRequest, client_name: str, location: str, host: str) -> HttpResponse:
+    """The answer to an app on the person's device: the page goes on by itself, and has a link for when that fails.
+
+    It holds what the redirect's address would: it is kept nowhere, and nobody learns where it came from.
+    """
+    context = {"page_title": "Go back to the app", "client_name": client_name, "location": location, "host": host}
+    response = render(request, "oauth_relay/hand_off.html", context)
+    response["Refresh"] = f"0;url={location}"
+    response["Cache-Control"], response["Referrer-Policy"] = "no-store", "no-referrer"
+    return response
 
 
 def see_other(path: str) -> HttpResponse:

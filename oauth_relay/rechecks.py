@@ -16,7 +16,7 @@ from oauth2_provider.settings import oauth2_settings
 
 from oauth_relay import audit, suspensions, vault
 from oauth_relay.identity_providers import CONNECT_TIMEOUT
-from oauth_relay.models import Grant, UpstreamCredential, User
+from oauth_relay.models import UpstreamCredential, User
 from oauth_relay.models.secrets import FAILURE_KEPT, LOST, from_now
 from oauth_relay.upstream_credentials import SIGNED_OUT, UpstreamLoginRequired
 from oauth_relay.upstream_refresh import prove
@@ -84,7 +84,7 @@ def _act_on_refusal(user: User, row: UpstreamCredential) -> None:
         return
     with atomic():
         # Grants before credentials, as everywhere: a logout token may arrive at this very moment.
-        list(Grant.objects.open().filter(user=user).order_by("pk").select_for_update().values_list("pk"))
+        suspensions.lock_grants(user)
         if not refused.update(failure=SIGNED_OUT):
             return
         user.sessions.all().delete()

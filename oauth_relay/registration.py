@@ -5,10 +5,12 @@ they have moved on: nothing else imports this file but the URL table.
 """
 
 import json
+import re
 import secrets
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth.hashers import check_password
 from django.core.exceptions import RequestDataTooBig
 from django.db import transaction as database
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -17,42 +19,33 @@ from django.utils.crypto import constant_time_compare
 from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
-from oauth2_provider.generators import generate_client_secret
 
-from oauth_relay import audit, redirect_uris, withdrawals
+from oauth_relay import audit, client_metadata, registration_policy, withdrawals
+from oauth_relay.client_metadata import InvalidMetadata
 from oauth_relay.digests import digest_of
 from oauth_relay.models import Client
 from oauth_relay.pages import oauth_error
+from oauth_relay.registration_policy import RegistrationRefused
 
-MOST_REDIRECT_URIS = 10
 LARGEST_METADATA = 16 * 1024
-LONGEST_NAME = 200
+LONGEST_CONTACT = 200
 AUTH_METHODS = ("none", "client_secret_post", "client_secret_basic")
-GRANT_TYPES = ("authorization_code", "refresh_token")
-TEXTS = ("client_name", "client_uri", "logo_uri", "tos_uri", "policy_uri", "software_id", "software_version", "scope")
-LINKS = ("client_uri", "logo_uri", "tos_uri", "policy_uri")
-
-
-class InvalidMetadata(Exception):
-    """The metadata cannot be registered; carries the error of RFC 7591 §3.2.2 and what to mend."""
-
-    def __init__(self, error: str, description: str) -> None:
-        super().__init__(description)
-        self.error, self.description = error, description
+TEXTS = ("software_id", "software_version", "scope")
+_LANGUAGE = re.compile(r"[a-z_]+(#[A-Za-z0-9-]{2,35})?")
 
 
 def read_metadata(request: HttpRequest) -> dict[str, Any]:
     """The JSON object in the body. Raises InvalidMetadata."""
     try:
         if len(request.body) > LARGEST_METADATA:
-            raise InvalidMetadata("invalid_client_metadata", "The metadata is larger than 16 KiB.")
+            raise InvalidMetadata("The metadata is larger than 16 KiB.")
         metadata = json.loads(request.body)
     except (RequestDataTooBig, UnreadablePostError):
-        raise InvalidMetadata("invalid_client_metadata", "The metadata is larger than 16 KiB.") from None
+        raise InvalidMetadata("The metadata is larger than 16 KiB.") from None
     except (ValueError, RecursionError):
-        raise InvalidMetadata("invalid_client_metadata", "The body must be one JSON object.") from None
+        raise InvalidMetadata("The body must be one JSON object.") from None
     if not isinstance(metadata, dict):
-        raise InvalidMetadata("invalid_client_metadata", "The body must be one JSON object.")
+        raise InvalidMetadata("The body must be one JSON object.")
     return metadata
 
 
@@ -63,65 +56,44 @@ def checked_metadata(unverified: dict[str, Any]) -> dict[str, Any]:
     """
     method = unverified.get("token_endpoint_auth_method", "client_secret_basic")
     if method not in AUTH_METHODS:
-        raise InvalidMetadata("invalid_client_metadata", f"token_endpoint_auth_method must be one of {AUTH_METHODS}.")
+        raise InvalidMetadata(f"token_endpoint_auth_method must be one of {AUTH_METHODS}.")
+    client_metadata.check_holds(unverified, "grant_types", "authorization_code")
     kept: dict[str, Any] = {
         **_texts(unverified),
-        "redirect_uris": _redirect_uris(unverified.get("redirect_uris")),
+        **client_metadata.checked_keys(unverified),
+        "redirect_uris": client_metadata.checked_redirect_uris(unverified.get("redirect_uris")),
         "token_endpoint_auth_method": method,
-        "grant_types": _grant_types(unverified.get("grant_types", ["authorization_code"])),
+        "grant_types": list(client_metadata.GRANT_TYPES),
         "response_types": ["code"],
     }
     if unverified.get("application_type") in ("web", "native"):
         kept["application_type"] = unverified["application_type"]
-    if contacts := [c for c in _strings(unverified, "contacts") if len(c) <= LONGEST_NAME and c.isprintable()][:5]:
+    if contacts := [c for c in _strings(unverified, "contacts") if len(c) <= LONGEST_CONTACT and c.isprintable()][:5]:
         kept["contacts"] = contacts
     return kept
 
 
 def _texts(unverified: dict[str, Any]) -> dict[str, str]:
+    """Texts and links, also in the languages that were given: `client_name#de` (RFC 7591 §2.2)."""
     texts = {}
-    for name in TEXTS:
-        value = unverified.get(name)
-        if value is None:
+    for field, value in unverified.items():
+        plain = field.partition("#")[0]
+        if not _LANGUAGE.fullmatch(field) or value is None:
             continue
-        if not isinstance(value, str) or len(value) > 2000 or "\0" in value:
-            raise InvalidMetadata("invalid_client_metadata", f"{name} must be a text of at most 2000 characters.")
-        if name in LINKS and not value.startswith(("https://", "http://localhost", "http://127.0.0.1")):
-            continue  # a link that nobody could follow safely is not worth refusing a client for
-        texts[name] = "".join(c for c in value if c.isprintable())
+        if plain == "client_name":
+            texts[field] = client_metadata.checked_name(field, value)
+        elif plain in TEXTS:
+            texts[field] = client_metadata.checked_text(field, value)
+        elif plain in client_metadata.LINKS and client_metadata.is_link(value):
+            texts[field] = value
     return texts
 
 
 def _strings(unverified: dict[str, Any], name: str) -> list[str]:
     values = unverified.get(name, [])
     if not isinstance(values, list) or not all(isinstance(value, str) and "\0" not in value for value in values):
-        raise InvalidMetadata("invalid_client_metadata", f"{name} must be a list of texts.")
+        raise InvalidMetadata(f"{name} must be a list of texts.")
     return values
-
-
-def _redirect_uris(values: Any) -> list[str]:
-    """The redirect URIs that may be registered; one bad among good ones is dropped, none left is refused."""
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        raise InvalidMetadata("invalid_redirect_uri", "redirect_uris must be a list with at least one URI.")
-    if len(values) > MOST_REDIRECT_URIS:
-        raise InvalidMetadata("invalid_redirect_uri", f"At most {MOST_REDIRECT_URIS} redirect URIs can be registered.")
-    allowed = [uri for uri in dict.fromkeys(values) if redirect_uris.is_allowed(uri)]
-    if not allowed:
-        schemes = ", ".join(f"{scheme}:" for scheme in settings.CUSTOM_REDIRECT_SCHEMES)
-        raise InvalidMetadata(
-            "invalid_redirect_uri",
-            f"A redirect URI must be https, http on a loopback address, or one of {schemes}; without a fragment.",
-        )
-    return allowed
-
-
-def _grant_types(values: Any) -> list[str]:
-    """What of the asked grant types exists here. VS Code also asks for device codes: dropped, not refused."""
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise InvalidMetadata("invalid_client_metadata", "grant_types must be a list of texts.")
-    if "authorization_code" not in values:
-        raise InvalidMetadata("invalid_client_metadata", "grant_types must contain authorization_code.")
-    return list(GRANT_TYPES)
 
 
 # -- writing and answering ---------------------------------------------------------------------------------------------
@@ -129,30 +101,16 @@ def _grant_types(values: Any) -> list[str]:
 
 def register(metadata: dict[str, Any], network: str) -> tuple[Client, str, str]:
     """A new client, always a row of its own (T6). Returns it with its raw secret (or none) and registration token."""
-    is_public = metadata["token_endpoint_auth_method"] == "none"
-    raw_secret, raw_token = "" if is_public else generate_client_secret(), secrets.token_urlsafe(32)
+    raw_token = secrets.token_urlsafe(32)
     with database.atomic():
-        client = Client.objects.create(
-            client_type=Client.CLIENT_PUBLIC if is_public else Client.CLIENT_CONFIDENTIAL,
-            authorization_grant_type=Client.GRANT_AUTHORIZATION_CODE,
-            client_secret=raw_secret,
-            hash_client_secret=not is_public,
+        client, raw_secret = client_metadata.create(
+            metadata,
             registration_source=Client.RegistrationSource.DCR,
             registration_token_digest=digest_of(raw_token),
             registered_from=network,
-            **_fields(metadata),
         )
-        detail = {"name": client.name, "hosts": [redirect_uris.host_of(uri) for uri in metadata["redirect_uris"]]}
-        audit.record_within(audit.Event("client.registered", client_id=client.client_id, detail=detail))
+        audit.record_within(client_metadata.registered("client.registered", client))
     return client, raw_secret, raw_token
-
-
-def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": metadata.get("client_name", "")[:LONGEST_NAME],
-        "redirect_uris": " ".join(metadata["redirect_uris"]),
-        "metadata": metadata,
-    }
 
 
 def find_registered_client(client_id: str, raw_token: str) -> Client | None:
@@ -178,6 +136,15 @@ def information(client: Client, raw_token: str, raw_secret: str = "") -> dict[st
     return answer
 
 
+def _is_own_secret(raw_secret: Any, client: Client) -> bool:
+    """> If the client includes the "client_secret" …, the value of this field MUST match (RFC 7592 §2.2)."""
+    if raw_secret is None:
+        return True
+    return (
+        isinstance(raw_secret, str) and bool(client.client_secret) and check_password(raw_secret, client.client_secret)
+    )
+
+
 def _answer(body: dict[str, Any], status: int) -> HttpResponse:
     response = JsonResponse(body, status=status)
     response["Cache-Control"], response["Pragma"] = "no-store", "no-cache"
@@ -197,11 +164,16 @@ class RegistrationView(_JsonView):
     http_method_names = ["post"]
 
     def post(self, request: HttpRequest) -> HttpResponse:
+        network = registration_policy.network_of(request.META.get("REMOTE_ADDR", ""))
         try:
+            registration_policy.check_may_register(request.headers.get("Authorization", ""), network)
             metadata = checked_metadata(read_metadata(request))
+        except RegistrationRefused as refused:
+            return oauth_error(refused.error, refused.description, refused.status, refused.headers)
         except InvalidMetadata as wrong:
             return oauth_error(wrong.error, wrong.description)
-        client, raw_secret, raw_token = register(metadata, request.META.get("REMOTE_ADDR", ""))
+        registration_policy.make_room(network)
+        client, raw_secret, raw_token = register(metadata, network)
         return _answer(information(client, raw_token, raw_secret), 201)
 
 
@@ -229,14 +201,16 @@ class RegisteredClientView(_JsonView):
         try:
             unverified = read_metadata(request)
             if unverified.get("client_id") != client_id:
-                raise InvalidMetadata("invalid_client_metadata", "client_id must be the registered one.")
+                raise InvalidMetadata("client_id must be the registered one.")
             metadata = checked_metadata(unverified)
             if metadata["token_endpoint_auth_method"] != self.client.metadata["token_endpoint_auth_method"]:
-                raise InvalidMetadata("invalid_client_metadata", "token_endpoint_auth_method cannot be changed.")
+                raise InvalidMetadata("token_endpoint_auth_method cannot be changed.")
+            if not _is_own_secret(unverified.get("client_secret"), self.client):
+                raise InvalidMetadata("client_secret cannot be chosen.")
         except InvalidMetadata as wrong:
             return oauth_error(wrong.error, wrong.description)
         with database.atomic():
-            for name, value in _fields(metadata).items():
+            for name, value in client_metadata.columns(metadata).items():
                 setattr(self.client, name, value)
             self.client.save(update_fields=["name", "redirect_uris", "metadata", "updated"])
             audit.record_within(audit.Event("client.changed_itself", client_id=client_id))

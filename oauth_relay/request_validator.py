@@ -4,10 +4,11 @@ oauthlib asks it at each step of /token and /revoke; every question is answered 
 here too: a token is for the resources that were granted, or for fewer.
 """
 
+import json
 import logging
 import os
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -21,7 +22,9 @@ from oauth2_provider.oauth2_validators import OAuth2Validator
 from oauth2_provider.settings import oauth2_settings
 from oauthlib.oauth2.rfc6749 import errors
 
-from oauth_relay import audit, consents, suspensions
+from oauth_relay import audit, challenges, consents, suspensions
+from oauth_relay.client_assertions import PROVED_CLIENT, signs
+from oauth_relay.client_metadata_documents import find_remembered, is_admitted
 from oauth_relay.digests import digest_of
 from oauth_relay.models import AccessToken, AuthorizationCode, Client, FormerSecret, Grant, RefreshToken
 from oauth_relay.withdrawals import withdraw_family
@@ -42,6 +45,7 @@ def live_grant_for(row: AuthorizationCode | RefreshToken, request: Any) -> Grant
     # Asked again under the lock: a withdrawal that committed while we waited for it must win.
     if grant is None or grant.user_id is None or not Grant.objects.live().filter(pk=grant.pk).exists():
         raise errors.InvalidGrantError("The permission was withdrawn.", request=request)
+    row.refresh_from_db()  # the person may have narrowed it while we waited
     if not consents.still_covers(grant, row.scope.split(), row.resource):
         raise errors.InvalidGrantError("The consent has run out or was withdrawn.", request=request)
     return grant
@@ -51,8 +55,29 @@ class RelayRequestValidator(OAuth2Validator):
     """What the library leaves to policy: single use, the grant as the anchor, our resources, hashed codes."""
 
     def _load_application(self, client_id: str, request: Any) -> Client | None:
-        """The client of that id. Basic credentials may decode to anything, a NUL too, which PostgreSQL cannot be asked."""
-        return super()._load_application(client_id, request) if client_id and client_id.isprintable() else None
+        """The client of that id, if the policy for documents admits it; never a fetch (T24).
+
+        Basic credentials may decode to anything, a NUL too, which PostgreSQL cannot be asked.
+        """
+        client = super()._load_application(client_id, request) if client_id and client_id.isprintable() else None
+        if client is not None and not is_admitted(client):
+            client = request.client = None
+        return client
+
+    def validate_client_id(self, client_id: str, request: Any, *args: Any, **kwargs: Any) -> bool:
+        """At /authorize, and nowhere else, a client may be here by its document alone: /token knows rows (T24)."""
+        if super().validate_client_id(client_id, request, *args, **kwargs):
+            return True
+        request.client = find_remembered(client_id)
+        return request.client is not None
+
+    def authenticate_client(self, request: Any, *args: Any, **kwargs: Any) -> bool:
+        """A client that signs is proved by its signature and by nothing else; it was checked before the transaction."""
+        proved = request.headers.get(PROVED_CLIENT, "")
+        if proved:
+            client = self._load_application(proved, request)
+            return client is not None and signs(client)
+        return bool(super().authenticate_client(request, *args, **kwargs)) and not signs(request.client)
 
     def _check_secret(self, provided_secret: str, stored_secret: str) -> bool:
         """Whether this is the client's secret, or one that was rotated out and is in its overlap (rotate_client_secret).
@@ -92,7 +117,6 @@ class RelayRequestValidator(OAuth2Validator):
         if row is None:
             return False
         request.relay_grant = live_grant_for(row, request)
-        row.refresh_from_db()
         if row.used_at is not None:
             withdraw_family(row.family, row.grant, "code_replayed")
             return False
@@ -124,12 +148,15 @@ class RelayRequestValidator(OAuth2Validator):
         if row is None:
             return False
         request.relay_grant = grant = live_grant_for(row, request)
-        row.refresh_from_db()
         if suspensions.is_suspended(grant, row.scope.split()):
             # Before anything is judged, spent or counted: the same token is good again after the person's sign-in.
             logger.info("refresh refused: grant %s waits for its person to sign in again", grant.pk)
             return False
-        if row.revoked is None and row.expires_at <= timezone.now():
+        if request.client.restart_on_step_up and challenges.must_restart(grant.pk, row.token_family):
+            # A client that answers a challenge by refreshing alone: this moves it. Nothing is spent or revoked.
+            logger.info("refresh refused: client %s is to ask for what its tokens lack", request.client.client_id)
+            return False
+        if row.revoked is None and _ends_at(row) <= timezone.now():
             return False
         request.user, request.refresh_token, request.refresh_token_instance = row.user, refresh_token, row
         request.resource = narrowed_resource(request, row.resource)
@@ -137,26 +164,22 @@ class RelayRequestValidator(OAuth2Validator):
 
     def _may_replay(self, refresh_token: str, row: RefreshToken, request: Any) -> bool:
         """The immediate predecessor, soon after its successor was first used, gets the identical answer; else theft."""
-        successor = RefreshToken.objects.filter(predecessor=row).first()
-        if successor is None or row.replay_answer is None:
-            return False  # withdrawn, not rotated: nothing to replay, and nothing left to end
-        now = timezone.now()
-        until = row.revoked + REPLAY_AT_MOST
-        if successor.first_used_at is not None:
-            until = min(until, successor.first_used_at + REPLAY_AFTER_USE)
-        if now > until or row.replays >= MOST_REPLAYS:
+        family = RefreshToken.objects.filter(token_family=row.token_family, revoked=None)
+        living = family.select_related("access_token", "application").first()
+        if living is None:
+            return False  # the family has ended: nothing to replay, and nothing left to end
+        if living.predecessor_id != row.pk or _is_too_late(row, living):
             withdraw_family(row.token_family, request.relay_grant, "refresh_token_reused")
             return False
-        asks_else = request.scope or (request.decoded_body and any(k == "resource" for k, _ in request.decoded_body))
-        if asks_else and (
-            (request.scope and set(request.scope.split()) != set(row.scope.split()))
-            or set(request.resource) != set(row.resource)
-        ):
+        if row.replay_answer is None or _ends_at(living) <= timezone.now():
+            return False
+        if not _asks_for_the_same(request, row, living.access_token or living):
             raise errors.InvalidScopeError("A retry must ask for what was asked.", request=request)
         try:
-            request.replayed_answer = open_answer(refresh_token, row.pk, bytes(row.replay_answer))
+            answer = open_answer(refresh_token, row.pk, bytes(row.replay_answer))
         except InvalidTag:
             return False
+        request.replayed_answer = _as_narrowed(answer, living.scope)
         RefreshToken.objects.filter(pk=row.pk).update(replays=row.replays + 1)
         audit.record_within(_event("token.replayed", request, {"replays": row.replays + 1}))
         return True
@@ -203,16 +226,19 @@ class RelayRequestValidator(OAuth2Validator):
     ) -> None:
         """> If a new refresh token is issued, the refresh token scope MUST be identical to that of the refresh token
         > included by the client in the request. (RFC 6749 §6)"""
+        now = timezone.now()
+        family_since = spent.family_since if spent else now
         refresh = RefreshToken(
             user=request.user,
             application=request.client,
             grant=request.relay_grant,
             token_family=family,
+            family_since=family_since,
             access_token=access,
             predecessor=spent,
             scope=spent.scope if spent else token["scope"],
             resource=spent.resource if spent else request.resource,
-            expires_at=timezone.now() + timedelta(seconds=settings.REFRESH_TOKEN_IDLE_LIFETIME),
+            expires_at=_lasts_until(request.client, used_at=now, family_since=family_since),
         )
         self._set_token_value(refresh, token["refresh_token"])
         refresh.save()
@@ -241,6 +267,45 @@ def narrowed_resource(request: Any, granted: list[str]) -> list[str]:
         description = "The resource goes beyond what was authorized."
         raise errors.CustomOAuth2Error(error="invalid_target", description=description, request=request)
     return list(dict.fromkeys(named)) or list(granted)
+
+
+# -- for how long a refresh token is good, and a retry of it -----------------------------------------------------------
+
+
+def _lasts_until(client: Client, *, used_at: datetime, family_since: datetime) -> datetime:
+    """Each use lends the idle lifetime anew, within the absolute one of the family. A client may have its own of either."""
+    idle, absolute = client.refresh_idle_lifetime, client.refresh_absolute_lifetime
+    if idle is None:
+        idle = timedelta(seconds=settings.REFRESH_TOKEN_IDLE_LIFETIME)
+    if absolute is None:
+        absolute = timedelta(seconds=settings.REFRESH_TOKEN_ABSOLUTE_LIFETIME)
+    return min(used_at + idle, family_since + absolute)
+
+
+def _ends_at(row: RefreshToken) -> datetime:
+    """An operator who shortens a lifetime means the tokens that are out as well; a longer one begins with the next."""
+    return min(row.expires_at, _lasts_until(row.application, used_at=row.created, family_since=row.family_since))
+
+
+def _is_too_late(row: RefreshToken, successor: RefreshToken) -> bool:
+    """Whether a retry with `row` can no longer be that of a client that missed the answer."""
+    until = row.revoked + REPLAY_AT_MOST
+    if successor.first_used_at is not None:
+        until = min(until, successor.first_used_at + REPLAY_AFTER_USE)
+    return timezone.now() > until or row.replays >= MOST_REPLAYS
+
+
+def _asks_for_the_same(request: Any, row: RefreshToken, given: AccessToken | RefreshToken) -> bool:
+    """Whether a retry asks for what was asked first: its answer is for that, and may have been for less than `row` is."""
+    scopes = request.scope.split() if request.scope else row.scope.split()
+    return set(scopes) == set(given.scope.split()) and set(request.resource) == set(given.resource)
+
+
+def _as_narrowed(answer: str, scope: str) -> str:
+    """The kept answer, byte for byte; unless the person has taken something away since: it must not promise that."""
+    said = json.loads(answer)
+    left = [one for one in said.get("scope", "").split() if one in scope.split()]
+    return answer if " ".join(left) == said.get("scope", "") else json.dumps(said | {"scope": " ".join(left)})
 
 
 def _event(name: str, request: Any, detail: dict[str, Any]) -> audit.Event:

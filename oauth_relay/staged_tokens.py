@@ -201,6 +201,16 @@ def _replace(row: UpstreamCredential, staged: _Staged, refresh_token: str | None
     row.save()
 
 
+def nobody_could_ask_about(user: User, way: str) -> bool:
+    """Whether the provider by which a person came gave nothing to ask it with, later, whether it still stands by them (T37).
+
+    So it is after a visit without any client, and after the last client was disconnected.
+    """
+    if not settings.UPSTREAM_RECHECK or way not in settings.UPSTREAM_PROVIDERS:
+        return False
+    return not UpstreamCredential.objects.filter(user=user, provider=way).exists()
+
+
 def needs_sign_in(user: User, scopes: Collection[str] | None = None) -> bool:
     """Whether an API takes its tokens from a provider at which this person has no good credential, or too narrow a one.
 

@@ -38,6 +38,7 @@ def suspend(user: User, provider_name: str) -> int:
     > (OpenID Connect Back-Channel Logout 1.0 §2.7)
     """
     with atomic():
+        lock_grants(user)
         waiting = Grant.objects.open().filter(user=user, suspended_at=None).update(suspended_at=timezone.now())
         # Also what is over already: a late success beats the provider's `invalid_grant`, and must not beat this.
         rows = UpstreamCredential.objects.exclude(failure=SIGNED_OUT)
@@ -49,4 +50,12 @@ def suspend(user: User, provider_name: str) -> int:
 
 def resume(user: User) -> None:
     """The person has signed in: what waited for that goes on."""
-    Grant.objects.open().filter(user=user).exclude(suspended_at=None).update(suspended_at=None)
+    with atomic():
+        if Grant.objects.open().filter(user=user).exclude(suspended_at=None).exists():
+            lock_grants(user)
+            Grant.objects.open().filter(user=user).exclude(suspended_at=None).update(suspended_at=None)
+
+
+def lock_grants(user: User) -> None:
+    """All of a person's open grants, in one order, before anything else of theirs. Within a transaction."""
+    list(Grant.objects.open().filter(user=user).order_by("pk").select_for_update().values_list("pk"))

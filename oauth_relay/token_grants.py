@@ -4,12 +4,15 @@ Each grant runs in one database transaction that locks the grant row first and r
 a refresh token is used once, whatever happens at the same time, and a withdrawal in between wins.
 """
 
+import contextlib
 import json
 import logging
 import secrets
+from base64 import b64decode
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import unquote_plus
 
 from django.db import transaction as database
 from django.http import HttpRequest, HttpResponse
@@ -22,10 +25,11 @@ from oauthlib.oauth2.rfc6749 import errors
 from oauthlib.oauth2.rfc6749.grant_types import AuthorizationCodeGrant, RefreshTokenGrant
 from oauthlib.oauth2.rfc6749.tokens import BearerToken
 
-from oauth_relay import rechecks
+from oauth_relay import client_assertions, client_metadata_documents, rechecks
 from oauth_relay.digests import digest_of
 from oauth_relay.models import RefreshToken
-from oauth_relay.pages import oauth_error
+from oauth_relay.outbound_documents import DocumentUnavailable, InvalidDocument
+from oauth_relay.pages import RETRY_AFTER, oauth_error
 from oauth_relay.request_validator import seal_answer
 
 logger = logging.getLogger(__name__)
@@ -46,6 +50,12 @@ class CodeGrant(AuthorizationCodeGrant):
         if request.code:
             request.code = digest_of(request.code)
         return _once_proved(request, partial(super().create_token_response, request, token_handler))
+
+    def validate_scopes(self, request: Any) -> None:
+        """> Parameters sent without a value MUST be treated as if they were omitted from the request. (RFC 6749 §3.1)"""
+        if not any(request.scopes or ()) and not (request.scope or "").strip():
+            request.scope = request.scopes = None
+        super().validate_scopes(request)
 
     def validate_token_request(self, request: Any) -> None:
         super().validate_token_request(request)
@@ -133,7 +143,7 @@ class _NoGrant:
 # -- the endpoints -----------------------------------------------------------------------------------------------------
 
 
-def _malformed(request: HttpRequest) -> HttpResponse | None:
+def malformed(request: HttpRequest) -> HttpResponse | None:
     """What the library would take in silence: another content type, repeated or oversized parameters, a NUL."""
     if request.content_type != "application/x-www-form-urlencoded":
         return oauth_error("invalid_request", "Send application/x-www-form-urlencoded.")
@@ -149,7 +159,54 @@ def _malformed(request: HttpRequest) -> HttpResponse | None:
     return None
 
 
-class _ClientEndpoint:
+def _prove_client(request: HttpRequest) -> HttpResponse | None:
+    """Check a client's signature before any transaction: its keys may have to be fetched (RFC 7523 §2.2).
+
+    The proof travels to the validator in META, under a name that no header of a request can have there.
+    """
+    try:
+        request.META[client_assertions.PROVED_CLIENT] = client_assertions.proved_client_id(request)
+    except client_assertions.InvalidAssertion as refused:
+        logger.info("client assertion refused: %s", refused)
+        return oauth_error("invalid_client", "The client assertion cannot be accepted.", 401)
+    except DocumentUnavailable as error:
+        logger.warning("client assertion undecided: %s", error)
+        return _undecided("The keys of the client cannot be read now.")
+    return None
+
+
+def _follow_document(request: HttpRequest) -> HttpResponse | None:
+    """A client that is its document is read again when that is due, before any transaction: nobody else may ever visit.
+
+    Not at /revoke: to end a permission needs nobody's description.
+    """
+    try:
+        for client_id in _claimed_client_ids(request):
+            client_metadata_documents.bring_up_to_date(client_id)
+    except InvalidDocument as refused:
+        logger.info("client refused by its own document: %s", refused)
+        return oauth_error("invalid_client", "What the client says of itself cannot be accepted.", 401)
+    except DocumentUnavailable as error:
+        logger.warning("client undecided: %s", error)
+        return _undecided("What the client says of itself cannot be read now.")
+    return None
+
+
+def _undecided(description: str) -> HttpResponse:
+    return oauth_error("temporarily_unavailable", description, 503, {"Retry-After": RETRY_AFTER})
+
+
+def _claimed_client_ids(request: HttpRequest) -> set[str]:
+    """Who this request says it is from, proved or not: in the form, and as a user name, which needs no password to be one."""
+    claimed = {request.POST.get("client_id", "")}
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    if scheme == "Basic":
+        with contextlib.suppress(ValueError):
+            claimed.add(unquote_plus(b64decode(credentials).decode().partition(":")[0]))
+    return claimed
+
+
+class ClientEndpoint:
     """What /token and /revoke share: JSON errors, and the challenge that belongs to a failed client."""
 
     http_method_names = ["post"]
@@ -168,11 +225,11 @@ class _ClientEndpoint:
 
 
 @method_decorator([csrf_exempt, sensitive_post_parameters()], name="dispatch")
-class RelayTokenView(_ClientEndpoint, TokenView):
+class RelayTokenView(ClientEndpoint, TokenView):
     """POST /token. The library's view would look the issued token up again, and serve some errors as HTML."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if refused := _malformed(request):
+        if refused := malformed(request) or _prove_client(request) or _follow_document(request):
             return refused
         _, _, body, status = self.create_token_response(request)
         if status >= 400:
@@ -181,11 +238,11 @@ class RelayTokenView(_ClientEndpoint, TokenView):
 
 
 @method_decorator([csrf_exempt, sensitive_post_parameters()], name="dispatch")
-class RelayRevokeView(_ClientEndpoint, RevokeTokenView):
+class RelayRevokeView(ClientEndpoint, RevokeTokenView):
     """POST /revoke (RFC 7009). An unknown token is no error: what was wanted is already so."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if refused := _malformed(request):
+        if refused := malformed(request) or _prove_client(request):
             return refused
         _, _, body, status = self.create_revocation_response(request)
         return self._finish(body or "", status)

@@ -10,7 +10,7 @@ from django.shortcuts import render
 from django.utils import timezone
 from oauth2_provider.scopes import get_scopes_backend
 
-from oauth_relay import consents, linking, redirect_uris, staged_tokens
+from oauth_relay import browsers, client_metadata_documents, consents, linking, redirect_uris, staged_tokens
 from oauth_relay.browsers import OWN, form_token, mark_browser, person_context, remember_browser, signed_in_person
 from oauth_relay.models import Client, LoginTransaction, User
 
@@ -36,6 +36,8 @@ def show(request: HttpRequest, transaction: LoginTransaction, notice: str = "") 
         return sign_in_page(request, transaction, error=notice)
     if staged_tokens.needs_sign_in(person) and not _brings_what_is_needed(transaction):
         return sign_in_page(request, transaction, error=notice or _where_to_sign_in(transaction))
+    if staged_tokens.nobody_could_ask_about(person, browsers.way_of(request)) and not transaction.staged_tokens:
+        return sign_in_page(request, transaction, error=notice)
     if transaction.user != person:
         if transaction.user is not None:
             staged_tokens.erase_staged(transaction)
@@ -100,12 +102,21 @@ def consent_page(request: HttpRequest, transaction: LoginTransaction, person: Us
         "page_title": "Allow access?",
         "form_token": form_token(transaction, "consent", person, transaction.scopes),
         "scopes": scope_rows(transaction.scopes, consents.granted_scopes(person, transaction.client)),
+        "is_known": _is_known(transaction, person),
         "account": person_context(person),
         "person": person_context(person),
         "lasts_until": consents.lasts_until(),
         "notice": notice,
     }
     return _page(request, transaction, "oauth_relay/consent.html", context, 200)
+
+
+def _is_known(transaction: LoginTransaction, person: User) -> bool:
+    """Whether one click is enough: this was allowed before, and it is certain who gets the answer (T9)."""
+    client = transaction.client
+    if client is None or "consent" in transaction.prompt.split():
+        return False
+    return consents.is_assured(client, transaction.redirect_uri) and consents.covers(transaction, person)
 
 
 def _page(
@@ -122,18 +133,27 @@ def _page(
 def request_context(transaction: LoginTransaction) -> dict[str, Any]:
     """What both pages say of a request: who asks, where the answer goes, for what."""
     client = transaction.client
+    shown: dict[str, Any] | None = None
+    if client is not None:
+        warnings = consents.name_warnings(client, transaction.redirect_uri, transaction.user)
+        shown = {**client_context(client, transaction.redirect_uri), "warnings": [one.sentence for one in warnings]}
     return {
         "transaction_id": str(transaction.pk),
-        "client": client_context(client) if client else None,
+        "client": shown,
         "redirect": redirect_context(transaction.redirect_uri) if client else None,
         "api_name": settings.API_LABEL,
         "scopes": scope_rows(transaction.scopes),
     }
 
 
-def client_context(client: Client) -> dict[str, Any]:
-    """A client as far as its word can be taken: a name it chose, and who registered it."""
-    return {"name": client.display_name, "verified_host": None, "is_operator_made": client.is_operator_made}
+def client_context(client: Client, redirect_uri: str) -> dict[str, Any]:
+    """A client as far as its word can be taken: a name it chose, who publishes it, and who registered it."""
+    return {
+        "name": client.display_name,
+        "described_at": client_metadata_documents.verified_host(client),
+        "is_verified": consents.answers_at_its_own_host(client, redirect_uri),
+        "is_operator_made": client.is_operator_made,
+    }
 
 
 def redirect_context(uri: str) -> dict[str, Any]:

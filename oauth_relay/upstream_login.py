@@ -23,7 +23,17 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
-from oauth_relay import audit, authorization_response, browsers, linking, pages, redirect_uris, staged_tokens, vault
+from oauth_relay import (
+    admission,
+    audit,
+    authorization_response,
+    browsers,
+    linking,
+    pages,
+    redirect_uris,
+    staged_tokens,
+    vault,
+)
 from oauth_relay.admission import NotAdmitted
 from oauth_relay.digests import digest_of
 from oauth_relay.identity_providers import (
@@ -174,7 +184,9 @@ def _find_journey(request: HttpRequest, provider_name: str) -> LoginTransaction 
     if not state:
         return None
     found = (
-        LoginTransaction.objects.select_related("client", "user").filter(upstream_state_digest=digest_of(state)).first()
+        LoginTransaction.objects.select_related("client_row", "user")
+        .filter(upstream_state_digest=digest_of(state))
+        .first()
     )
     if found is None or found.provider != provider_name or provider_name not in settings.UPSTREAM_PROVIDERS:
         return None
@@ -238,6 +250,7 @@ def _arrive_to_link(
     """The first arrival proves that the account is this person's; the second names whom they want to add. Nobody is made."""
     if transaction.signed_in_at is None:
         with atomic():
+            admission.check_admitted(upstream, proof.claims)
             user = linking.confirm(transaction, backend.find_person(proof))
             browsers.open_session(request, user, upstream.name, proof.claims.get("sid"))
     elif upstream.name != transaction.link_provider or browsers.signed_in_person(request) != transaction.user:
@@ -284,9 +297,12 @@ def _sign_in(
         settled = LoginTransaction.objects.filter(pk=transaction.pk, answered_at=None).update(
             user=user, signed_in_at=timezone.now(), upstream_secrets=None
         )
-        if not settled:
+        known = user.identities.filter(issuer=proof.claims["iss"], subject=proof.claims["sub"])
+        if not settled or not known.exists():  # answered meanwhile, or this way in was just removed
             return _nothing_changed(request)
         transaction.refresh_from_db(fields=["user", "signed_in_at", "upstream_secrets"])
+        # What waited for this sign-in first: grants are locked before credentials, everywhere.
+        browsers.open_session(request, user, upstream.name, proof.claims.get("sid"))
         staged_tokens.stage(
             transaction,
             proof.answer,
@@ -294,10 +310,9 @@ def _sign_in(
             subject=proof.claims["sub"],
             asked_scope=asked_scope,
         )
-        if transaction.client_id is None:
+        if transaction.client is None:
             staged_tokens.keep_after_visit(transaction)
         audit.record_within(_event("upstream_login.completed", transaction, upstream, user))
-        browsers.open_session(request, user, upstream.name, proof.claims.get("sid"))
     return authorization_response.resume(transaction)
 
 

@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from oauth_relay import audit, challenges
 from oauth_relay.access_tokens import Principal
-from oauth_relay.database import DATABASE_AWAY, in_database
+from oauth_relay.database import DATABASE_AWAY, give_back_connection, in_database
 from oauth_relay.identity_providers import (
     CONNECT_TIMEOUT,
     ProviderRefused,
@@ -154,7 +154,7 @@ def prove(user: User, row: UpstreamCredential, give_up_at: float) -> None:
         if not can_refresh and not provider(row.provider).vouches_for_access_tokens:
             return  # nothing to ask with: doctor names such a provider
         if credential.is_leased or was_asked:
-            _give_back_connection()
+            give_back_connection()
             time.sleep(POLL_EVERY)
         if not credential.is_leased:
             was_asked = True
@@ -177,7 +177,7 @@ def _vouch(credential: Credential, pseudonym: uuid.UUID | None) -> None:
     holder = _claim(row)
     if holder is None:
         return None
-    _give_back_connection()
+    give_back_connection()
     try:
         provider(row.provider).check_access_token(credential.tokens.access_token)
     except ProviderUnavailable as error:
@@ -187,12 +187,6 @@ def _vouch(credential: Credential, pseudonym: uuid.UUID | None) -> None:
     mine = UpstreamCredential.objects.filter(pk=row.pk, version=row.version, lease_holder=holder)
     mine.update(proved_at=Now(), failure="", **NO_LEASE)
     return None
-
-
-def _give_back_connection() -> None:
-    """Nobody keeps one of the pool's few connections while a provider takes its time."""
-    if not connection.in_atomic_block:
-        connection.close()
 
 
 # -- the lease ---------------------------------------------------------------------------------------------------------
@@ -226,7 +220,7 @@ def _renew(credential: Credential, rejected_by: str, pseudonym: uuid.UUID | None
         # This process was paused: its time may be somebody else's already, so it does not send. Looked at last, for the
         # mark may have had to wait too.
         return _release(row, holder)
-    _give_back_connection()
+    give_back_connection()
     try:
         answer = upstream.refresh(credential.tokens.refresh_token)
     except ProviderUnavailable as error:

@@ -34,6 +34,7 @@ __all__ = [
     "UpstreamRefused",
     "UpstreamToken",
     "UpstreamUnavailable",
+    "is_lacking",
     "must_be_widened",
     "upstream_token_for",
 ]
@@ -68,10 +69,18 @@ def _key(principal: Principal, api: str) -> tuple[Any, ...]:
 
 
 async def must_be_widened(principal: Principal, api: str, upstream_scope: str) -> bool:
-    """Whether the person should now be asked to let the provider give `upstream_scope`: it lacks, and they were not yet.
+    """Whether the person, who is being asked anyway, is to let the provider give `upstream_scope` too: once a day.
 
     Raises as `upstream_token_for` does.
     """
+    reason = challenges.reason_to_widen(upstream_scope)
+    return await is_lacking(principal, api, upstream_scope) and await in_database(
+        challenges.may_challenge, principal.grant_id, reason
+    )
+
+
+async def is_lacking(principal: Principal, api: str, upstream_scope: str) -> bool:
+    """Whether the provider has not given `upstream_scope` for `api`. Raises as `upstream_token_for` does."""
     if settings.UPSTREAM_APIS[api]["token_source"] == CAIR:
         return False
     for _ in range(2):
@@ -80,7 +89,7 @@ async def must_be_widened(principal: Principal, api: str, upstream_scope: str) -
             return False
         # What is in memory may be older than the sign-in that brought the scope: look into the vault before asking.
         _memories.get().entries.pop(_key(principal, api), None)
-    return await in_database(challenges.may_challenge, principal.grant_id, challenges.reason_to_widen(upstream_scope))
+    return True
 
 
 async def _fetch(

@@ -6,6 +6,7 @@ from oauth_relay import (
     authorization,
     backchannel_logout,
     connections,
+    introspection,
     keys,
     link_pages,
     metadata,
@@ -45,6 +46,8 @@ protocol = [
     path("token", token_grants.RelayTokenView.as_view(), name="token"),
     # 8  the keys of the API tokens that tools send on: RFC 9068, RFC 7517
     path(".well-known/jwks.json", keys.JwksView.as_view(), name="jwks"),
+    #    a resource server of somebody else's asks what a token is worth: RFC 7662
+    path("introspect", introspection.IntrospectionView.as_view(), name="introspect"),
     # 9  the end: RFC 7009, and the person's own button
     path("revoke", token_grants.RelayRevokeView.as_view(), name="revoke-token"),
     # 10 the provider's word that somebody signed out there: OpenID Connect Back-Channel Logout §2.5

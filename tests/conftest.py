@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from oauth_relay import access_tokens, audit, keys, upstream_tokens, vault, withdrawals
+from oauth_relay import access_tokens, audit, keys, outbound_documents, upstream_tokens, vault, withdrawals
 from tests import servers
 
 HERE = Path(__file__).resolve().parent
@@ -66,3 +66,4 @@ def empty_memories() -> None:
         remembered.clear()
     vault.forget_keys()
     keys.forget_signer()
+    outbound_documents.forget_documents()

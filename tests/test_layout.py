@@ -76,11 +76,20 @@ def test_what_is_installed_is_pinned(name: str) -> None:
 
 
 CLOSED_THREATS = (
-    "T1 T2 T3 T4 T5 T8 T9 T10 T11 T12 T14 T15 T17 T18 T20 T21 T22 T23 T25 T26 T27 T28 T29 T30 T37 T41".split()
-)
+    "T1 T2 T3 T4 T5 T6 T8 T9 T10 T11 T12 T13 T14 T15 T17 T18 T20 T21 T22 T23 T24 T25 T26 T27 T28 T29 T30 T31 T33 T37 T41"
+).split()
 
 
 @pytest.mark.parametrize("number", CLOSED_THREATS)
 def test_every_threat_that_is_closed_has_its_test(number: str) -> None:
     tests = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if "node_modules" not in path.parts]
     assert any(f'threat("{number}")' in text for text in tests)
+
+
+PAINS = "P5 P6 P7 P8 P9 P10 P11 P12 P13 P14 P15 P16 P17 P18 P19 P20 P21 P22 P23 P24 P25 P30 P33 P34 P35 P39".split()
+
+
+@pytest.mark.parametrize("number", PAINS)
+def test_every_pain_of_other_servers_has_its_test(number: str) -> None:
+    tests = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if "node_modules" not in path.parts]
+    assert any(f'pain("{number}")' in text for text in tests)

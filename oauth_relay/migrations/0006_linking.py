@@ -17,6 +17,6 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="logintransaction",
             name="link_provider",
-            field=models.CharField(blank=True, help_text="Where the person wants one more way in.", max_length=64),
+            field=models.CharField(blank=True, default="", db_default="", help_text="Where the person wants one more way in.", max_length=64),
         ),
     ]

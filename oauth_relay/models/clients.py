@@ -4,14 +4,19 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.hashers import check_password
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils import timezone
 from oauth2_provider.models import AbstractApplication, ApplicationManager
 
 from oauth_relay import redirect_uris
+
+# Not shorter than an access token is good; not so long that a date could not hold it.
+_LIFETIME = [MinValueValidator(timedelta(minutes=10)), MaxValueValidator(timedelta(days=3650))]
 
 
 class Client(AbstractApplication):
@@ -25,6 +30,28 @@ class Client(AbstractApplication):
     approved_at = models.DateTimeField(null=True, blank=True, help_text="When an operator vouched for it.")
     blocked_at = models.DateTimeField(null=True, blank=True, help_text="Since when it may do nothing.")
     last_used_at = models.DateTimeField(null=True, blank=True)
+    is_resource_server = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="May ask at /introspect what a token is worth (RFC 7662). Needs a secret.",
+    )
+    restart_on_step_up = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Is made to authorize anew when a tool needs more, for clients that only refresh: they lose their tokens.",
+    )
+    refresh_idle_lifetime = models.DurationField(
+        null=True,
+        blank=True,
+        validators=_LIFETIME,
+        help_text="How long a refresh token is good without use (7 00:00:00 is a week). Empty: as the server has it.",
+    )
+    refresh_absolute_lifetime = models.DurationField(
+        null=True,
+        blank=True,
+        validators=_LIFETIME,
+        help_text="How long refreshing goes on without a new sign-in. Empty: as the server has it.",
+    )
 
     objects = ApplicationManager()
 
@@ -50,6 +77,9 @@ class Client(AbstractApplication):
             "auth_method": self.metadata.get("token_endpoint_auth_method"),
             "uris": {key: self.metadata.get(key) for key in ("client_uri", "logo_uri", "policy_uri", "tos_uri")},
         }
+        if jwks_uri := self.metadata.get("jwks_uri"):
+            # Who holds its keys, not which: they rotate. Absent where there is none, so that older digests stay good.
+            shown["jwks_host"] = redirect_uris.host_of(str(jwks_uri)).lower()
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
     # -- joints of the library's model ---------------------------------------------------------------------------------

@@ -33,8 +33,9 @@ class Grant(models.Model):
     Consents, codes, tokens and MCP sessions hang from it. Whoever issues, rotates, replays or withdraws locks this row
     first and reads it again; withdrawing is one update here, not a sweep.
 
-    Lock order: login transaction, grant, then tokens and codes. Nobody locks a client's or a person's row while holding
-    a grant's, nor a grant's while holding theirs: those are read again, without a lock.
+    Lock order: login transaction, grants (by their id), upstream credentials, then tokens and codes. Nobody locks a client's
+    row while holding a grant's, nor the other way round: it is read again, without a lock. A person's row is locked only
+    where identities change, and without its key, so that a code can be written at the same time.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -44,6 +45,12 @@ class Grant(models.Model):
     )
     created = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    last_tool = models.CharField(
+        max_length=128, blank=True, default="", db_default="", help_text="The tool that was called last."
+    )
+    last_address = models.CharField(
+        max_length=64, blank=True, default="", db_default="", help_text="Network address, as CLIENT_ADDRESSES keeps it."
+    )
     suspended_at = models.DateTimeField(null=True, blank=True, help_text="Refresh waits until the person signs in.")
     withdrawn_at = models.DateTimeField(null=True, blank=True)
     withdrawn_by = models.CharField(max_length=32, blank=True)
@@ -87,9 +94,10 @@ class Consent(models.Model):
 
 
 class Challenge(models.Model):
-    """A client was once sent to sign in because of `reason`, and it did not help, or may not have (T10).
+    """A client was sent to its person because of `reason`, and it did not help, or may not have (T10).
 
-    A second time is a sentence in the tool's answer: otherwise person and client would go round in circles.
+    Too soon a second time is a sentence in the tool's answer: otherwise person and client would go round in circles, or
+    an injected model would ask until the person gives in (T33). `challenges` says which reasons there are.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -111,6 +119,7 @@ class Withdrawal(models.Model):
 
     class Kind(models.TextChoices):
         GRANT = "grant"
+        NARROWED = "narrowed", "a grant that lost scopes"
         FAMILY = "family"
         CLIENT = "client"
         USER = "user"

@@ -131,6 +131,7 @@ class SpentLogoutToken(models.Model):
     """A logout token that was obeyed, as the SHA-256 of issuer and `jti`: it counts once (T37).
 
     Or a session that its person ended here, as that of provider, subject and `sid`: the provider's word of it is an echo.
+    Or the assertion by which a client proved itself, as that of client and `jti` (RFC 7523 §3).
     """
 
     digest = models.CharField(max_length=64, primary_key=True)

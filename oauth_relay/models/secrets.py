@@ -131,7 +131,9 @@ class UpstreamCredential(models.Model):
     failure = models.CharField(max_length=64, blank=True)
     created = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True)
-    proved_at = models.DateTimeField(default=timezone.now, help_text="When the provider last stood by it.")
+    proved_at = models.DateTimeField(
+        default=timezone.now, db_default=Now(), help_text="When the provider last stood by it."
+    )
 
     # Only on rows that were read `with_clock`.
     is_leased: bool

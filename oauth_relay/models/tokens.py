@@ -4,6 +4,7 @@ The library calls an authorization code a grant; here a grant is the person's pe
 """
 
 from django.db import models
+from django.db.models.functions import Now
 from oauth2_provider.models import (
     AbstractAccessToken,
     AbstractDeviceGrant,
@@ -52,6 +53,8 @@ class RefreshToken(AbstractRefreshToken):
         null=True, help_text="The answer to repeat, sealed under the token itself (T13)."
     )
     replays = models.PositiveSmallIntegerField(default=0)
+    # The default is the database's: a node of the version before may still be issuing.
+    family_since = models.DateTimeField(db_default=Now(), help_text="When the code was redeemed that began the family.")
 
     class Meta(AbstractRefreshToken.Meta):
         swappable = "OAUTH2_PROVIDER_REFRESH_TOKEN_MODEL"

@@ -34,6 +34,7 @@ def test_an_empty_environment_is_production_and_names_everything_it_lacks(tmp_pa
 
 
 @pytest.mark.threat("T2")
+@pytest.mark.pain("P11")
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -56,6 +57,12 @@ def test_an_empty_environment_is_production_and_names_everything_it_lacks(tmp_pa
         ({"REDIS_URL": "http://:hush@x"}, "REDIS_URL cannot be read"),
         ({"CUSTOM_REDIRECT_SCHEMES": "cursor,javascript"}, "CUSTOM_REDIRECT_SCHEMES names javascript"),
         ({"CUSTOM_REDIRECT_SCHEMES": "Cur_sor:"}, "CUSTOM_REDIRECT_SCHEMES names cur_sor"),
+        ({"REGISTRATION": "maybe"}, "REGISTRATION is 'maybe'"),
+        ({"REGISTRATION_LIMIT": "0"}, "REGISTRATION_LIMIT is 0 while everybody"),
+        ({"UNUSED_CLIENTS_PER_NETWORK": "0"}, "UNUSED_CLIENTS_PER_NETWORK is 0 while everybody"),
+        ({"REGISTRATION": "token"}, "REGISTRATION_TOKENS is missing"),
+        ({"REGISTRATION": "token", "REGISTRATION_TOKENS": "secret"}, "holds one that could be guessed"),
+        ({"TRUSTED_PROXIES": "the-proxy"}, "TRUSTED_PROXIES names 'the-proxy'"),
     ],
 )
 def test_production_starts_with_nothing_weak(tmp_path: Path, changed: dict[str, str], said: str) -> None:

@@ -46,6 +46,7 @@ def checkout() -> Iterator[dict[str, str]]:
 # -- a set-up that is right --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P22")
 def test_it_finds_no_fault_with_a_development_server(server: Server) -> None:
     report = examine(server.environment)
     assert report.failures() == []

@@ -163,6 +163,7 @@ async def test_it_answers_a_preflight_itself(path: str) -> None:
     assert {"authorization", "content-type", "mcp-protocol-version", "mcp-param-city"} <= set(allowed.split(", "))
 
 
+@pytest.mark.pain("P22")
 async def test_an_exception_before_the_answer_becomes_a_500_with_a_trace_id() -> None:
     async def failing(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("a secret detail")

@@ -51,6 +51,7 @@ def seconds_until(fulfilled: Callable[[], bool], bound: float) -> float:
 # -- 1  who protects this? ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P23")
 @pytest.mark.parametrize("endpoint", ["mcp", "sse"])
 def test_a_client_without_a_token_is_told_where_to_sign_in_and_for_what(server: Server, endpoint: str) -> None:
     send = plain().post if endpoint == "mcp" else plain().get
@@ -63,6 +64,7 @@ def test_a_client_without_a_token_is_told_where_to_sign_in_and_for_what(server: 
     assert "error" not in challenge
 
 
+@pytest.mark.pain("P17")
 @pytest.mark.parametrize(("spelling", "resource"), [("", "mcp"), ("/mcp", "mcp"), ("/sse", "sse")])
 def test_each_protected_resource_describes_itself(server: Server, spelling: str, resource: str) -> None:
     document = plain().get(f"{server.url}/.well-known/oauth-protected-resource{spelling}", timeout=5).json()
@@ -71,6 +73,7 @@ def test_each_protected_resource_describes_itself(server: Server, spelling: str,
     assert "offline_access" not in document["scopes_supported"]
 
 
+@pytest.mark.pain("P23")
 @pytest.mark.parametrize("spelling", ISSUER_SPELLINGS)
 def test_every_spelling_of_discovery_leads_to_one_issuer(server: Server, spelling: str) -> None:
     response = plain().get(server.url + spelling, headers={"Origin": "https://client.example"}, timeout=5)
@@ -161,6 +164,7 @@ def test_a_client_with_a_secret_must_show_it(server: Server, person: Person) -> 
 # -- redirect URIs -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P6")
 def test_a_loopback_client_may_listen_on_another_port_each_time(client: OAuthClient, person: Person) -> None:
     """RFC 8252 §7.3, and the daily complaint of clients that get a new port (pains P6)."""
     moved = REDIRECT_URI.replace("53682", "53999")
@@ -171,6 +175,8 @@ def test_a_loopback_client_may_listen_on_another_port_each_time(client: OAuthCli
     assert client.redeem(parameters_of(left)["code"], redirect_uri=moved).status_code == 200
 
 
+@pytest.mark.pain("P5")
+@pytest.mark.pain("P39")
 @pytest.mark.parametrize(
     "elsewhere",
     [
@@ -197,6 +203,7 @@ def test_an_unregistered_redirect_uri_gets_a_page_and_no_redirect(
     assert "evil.example" not in page.html
 
 
+@pytest.mark.pain("P9")
 def test_an_unknown_client_gets_a_page_that_says_how_to_start_afresh(server: Server, person: Person) -> None:
     page = person.open(OAuthClient(server.url, client_id="nobody").authorization_url())
     assert (page.status, page.left) == (400, "")
@@ -204,6 +211,7 @@ def test_an_unknown_client_gets_a_page_that_says_how_to_start_afresh(server: Ser
 
 
 @pytest.mark.threat("T41")
+@pytest.mark.pain("P7")
 def test_an_editors_own_scheme_is_named_as_an_app_on_this_device(server: Server, person: Person) -> None:
     uri = "cursor://anysphere.cursor-mcp/oauth/callback"
     client = OAuthClient(server.url, redirect_uri=uri).register()
@@ -216,6 +224,7 @@ def test_an_editors_own_scheme_is_named_as_an_app_on_this_device(server: Server,
 # -- wrong requests come back in the protocol's own form ---------------------------------------------------------------
 
 
+@pytest.mark.pain("P39")
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -245,6 +254,7 @@ def test_a_wrong_request_is_answered_to_the_client_with_state_and_issuer(
     assert "code" not in answer
 
 
+@pytest.mark.pain("P17")
 def test_our_own_resource_spelled_otherwise_is_a_foreign_one(
     server: Server, client: OAuthClient, person: Person
 ) -> None:
@@ -259,6 +269,7 @@ def test_our_own_resource_spelled_otherwise_is_a_foreign_one(
 
 
 @pytest.mark.threat("T28")
+@pytest.mark.pain("P39")
 def test_an_error_is_not_redirected_by_itself_to_a_host_that_registered_itself(server: Server, person: Person) -> None:
     """Else anybody could register `https://evil/` and use our address to send people there."""
     client = OAuthClient(server.url, redirect_uri="https://evil.example/cb").register()
@@ -272,6 +283,7 @@ def test_an_error_is_not_redirected_by_itself_to_a_host_that_registered_itself(s
 # -- PKCE and the code -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P39")
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -296,6 +308,7 @@ def test_the_code_is_worth_nothing_without_the_rest(
     assert "access_token" not in response.text
 
 
+@pytest.mark.pain("P39")
 def test_a_code_belongs_to_the_client_that_asked_for_it(server: Server, client: OAuthClient, person: Person) -> None:
     code = person.allow(client.authorization_url())["code"]
     mallory = OAuthClient(server.url, name="Mallory").register()
@@ -318,6 +331,7 @@ def test_a_code_used_twice_ends_what_it_gave(client: OAuthClient, person: Person
 # -- resource: what a token is for -------------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P17")
 def test_a_token_for_one_endpoint_is_no_good_at_the_other(server: Server, client: OAuthClient, person: Person) -> None:
     client.connect(person, resource=f"{server.url}/sse")
     assert is_dead(client)
@@ -428,6 +442,7 @@ def test_a_client_that_signs_out_ends_its_tokens_and_nobody_elses(
 
 
 @pytest.mark.threat("T12")
+@pytest.mark.pain("P30")
 def test_withdrawing_ends_everything_of_that_client_within_a_second(server: Server, person: Person) -> None:
     client = OAuthClient(server.url, name="To be withdrawn").register().connect(person)
     other = OAuthClient(server.url, name="To be kept").register().connect(person)
@@ -458,11 +473,14 @@ def test_the_connections_page_asks_who_is_there(server: Server) -> None:
 # -- the person says no ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P21")
 def test_deny_reaches_the_client_with_state_and_issuer(server: Server, client: OAuthClient, person: Person) -> None:
     answer = person.answer(person.consent_page(client.authorization_url()), "deny")
     assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", client.state, server.url)
 
 
+@pytest.mark.pain("P20")
+@pytest.mark.pain("P21")
 def test_cancel_on_the_sign_in_page_reaches_the_client_too(server: Server, client: OAuthClient, person: Person) -> None:
     answer = person.answer(person.open(client.authorization_url()), "cancel")
     assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", client.state, server.url)
@@ -478,6 +496,7 @@ def test_a_wrong_password_stays_on_the_page_and_keeps_the_request(client: OAuthC
 # -- more than one tab -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P20")
 def test_two_tabs_at_once_do_not_mix(server: Server, person: Person) -> None:
     one, two = (OAuthClient(server.url, name=name).register() for name in ("Tab one", "Tab two"))
     first, second = person.open(one.authorization_url()), person.open(two.authorization_url())
@@ -491,6 +510,7 @@ def test_two_tabs_at_once_do_not_mix(server: Server, person: Person) -> None:
 
 
 @pytest.mark.threat("T27")
+@pytest.mark.pain("P20")
 def test_a_form_posted_twice_answers_once(server: Server, client: OAuthClient, person: Person) -> None:
     page = person.consent_page(client.authorization_url())
     assert person.answer(page, "allow")["code"]
@@ -526,6 +546,7 @@ def test_a_form_without_its_own_token_records_nothing(client: OAuthClient, perso
 
 
 @pytest.mark.threat("T27")
+@pytest.mark.pain("P20")
 def test_a_page_loaded_twice_keeps_working(client: OAuthClient, person: Person) -> None:
     page = person.consent_page(client.authorization_url())
     reloaded = person.open(page.url)
@@ -534,6 +555,7 @@ def test_a_page_loaded_twice_keeps_working(client: OAuthClient, person: Person) 
 
 
 @pytest.mark.threat("T27")
+@pytest.mark.pain("P18")
 def test_another_browser_cannot_answer_for_this_one(server: Server, client: OAuthClient, person: Person) -> None:
     page = person.consent_page(client.authorization_url())
     stranger = Person(server.url)
@@ -544,6 +566,7 @@ def test_another_browser_cannot_answer_for_this_one(server: Server, client: OAut
 
 
 @pytest.mark.threat("T27")
+@pytest.mark.pain("P35")
 def test_the_account_that_reads_the_page_is_the_one_that_answers(
     server: Server, client: OAuthClient, person: Person
 ) -> None:
@@ -619,6 +642,7 @@ def test_a_tool_beyond_the_token_asks_for_more_and_a_new_authorization_gives_it(
     assert billed.status_code == 200 and not result_of(billed).get("isError"), billed.text
 
 
+@pytest.mark.pain("P18")
 def test_a_signed_in_person_is_still_asked_about_a_new_client(server: Server, person: Person) -> None:
     """A session is no consent: T8, the confused deputy."""
     person.sign_in_first()

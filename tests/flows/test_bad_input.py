@@ -2,15 +2,23 @@
 
 import contextlib
 import json
+import re
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import hypothesis
+import jwt
 import psycopg
 import pytest
 import requests
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import strategies
+from jwt.algorithms import ECAlgorithm
 
 from tests.servers import Server
 from tests.walk import MODERN, OAuthClient, Person, parameters_of, plain
@@ -32,6 +40,7 @@ HOSTILE = {
     "quotes": "%27%22%3E%3Cscript%3E",
     "a number": "9" * 400,
 }
+MEGABYTE = "a" * 1_000_000
 # What grows by itself with every request, or is what refusals are written down in.
 IGNORED_TABLES = ("audit", "session", "sqlite_sequence", "django_migrations")
 
@@ -95,6 +104,21 @@ def is_rpc_error(response: requests.Response, *statuses: int) -> bool:
     return response.status_code in statuses and body["jsonrpc"] == "2.0" and isinstance(body["error"]["code"], int)
 
 
+def misuses(form: dict[str, str]) -> dict[str, str]:
+    """The bodies in which one parameter of a form is missing, comes twice, is far too long, or holds what is hostile."""
+    bodies = {}
+    for name, value in form.items():
+        others = urlencode([(n, v) for n, v in form.items() if n != name])
+        bodies[f"{name} missing"] = others
+        bodies[f"{name} twice"] = urlencode([*form.items(), (name, value)])
+        bodies[f"{name} of a megabyte"] = f"{others}&{name}={MEGABYTE}"
+        bodies[f"{name} of another kind"] = urlencode(
+            [*((n, v) for n, v in form.items() if n != name), (f"{name}[]", value)]
+        )
+        bodies |= {f"{name} {kind}": f"{others}&{name}={hostile}" for kind, hostile in HOSTILE.items()}
+    return bodies
+
+
 def wrong(responses: dict[str, requests.Response], is_right: Any) -> dict[str, tuple[int, str]]:
     """The cases that were not answered as they should be."""
     return {name: (r.status_code, r.text[:200]) for name, r in responses.items() if not is_right(r)}
@@ -145,6 +169,86 @@ def test_a_repeated_authorization_parameter_is_refused(server: Server, client: O
     assert wrong(responses, lambda r: refuses(client, r)) == {}
 
 
+# Addresses of descriptions that are none. Nothing leaves this machine: what is not refused as it stands leads to loopback,
+# to this server itself, or to a name that nobody has (RFC 6761 §6.4).
+BAD_ADDRESSES = [
+    "https://", "https:///", "https://a", "https://client.invalid", "https://client.invalid/", "https://client.invalid/a?b",
+    "https://client.invalid/a?", "https://client.invalid/a#b", "https://client.invalid/a#", "https://client.invalid/../a",
+    "https://client.invalid/%2e%2e/a", "https://client.invalid/./a", "https://user@client.invalid/a",
+    "https://user:word@client.invalid/a", "https://@client.invalid/a", "https://CLIENT.invalid/a", "HTTPS://client.invalid/a",
+    "https://client.invalid:/a", "https://client.invalid:0/a", "https://client.invalid:65536/a", "https://client.invalid:x/a",
+    "https://client.invalid:22/a", "https://client.invalid:-1/a", "https://client.invalid./a", "https://.invalid/a",
+    "https://client..invalid/a", "https://-client.invalid/a", "https://client_.invalid/a", "https://xn--a.invalid/a",
+    "https://ü.invalid/a", "https://a\u2024invalid/a", "https://client。invalid/a", "https://127.0.0.1/a", "https://127.1/a",
+    "https://2130706433/a", "https://0x7f.0.0.1/a", "https://0177.0.0.1/a", "https://0.0.0.0/a", "https://169.254.169.254/a",
+    "https://[::1]/a", "https://[::ffff:127.0.0.1]/a", "https://[fe80::1%25lo]/a", "https://[::1/a", "https://]/a",
+    "https://10.0.0.1/a", "https://client.invalid\\@127.0.0.1/a", "https://client.invalid\\a", "https:client.invalid/a",
+    "https:/client.invalid/a", "https:\\\\client.invalid/a", " https://client.invalid/a", "https://client.invalid/a ",
+    "https://client.invalid/a b", "https://client.invalid/a\tb", "https://client.invalid/a\r\nHost: x", "https://client.invalid/\0",
+    "https://client.invalid/\ud800", "https://client.invalid/%00", "https://client.invalid/%ff", "https://client.invalid/%",
+    "https://client.invalid/" + "a" * 231, "https://client.invalid/" + "a" * 9000, "https://" + "a." * 100 + "invalid/a",
+    "https://" + "a" * 64 + ".invalid/a", "http://client.invalid/a", "http://", "http:///a", "http://localhost/", "http://localhost:1",
+    "http://localhost:1/a", "https://localhost:1/a", "http://127.0.0.1:1/a", "https://[::1]:1/a", "http://[::1]:1/a",
+    "http://localhost:99999/a", "http://localhost:x/a", "https://client.invalid/a", "ftp://client.invalid/a", "file:///etc/passwd",
+    "data:application/json,{}", "javascript:alert(1)", "//client.invalid/a",
+]  # fmt: skip
+
+
+def own_addresses(server: Server) -> list[str]:
+    """What this server answers itself is nobody's description: it must not be talked into calling itself for long."""
+    paths = ("/health", "/mcp", "/authorize", "/register", "/.well-known/oauth-authorization-server", "/nowhere")
+    port = urlsplit(server.url).port
+    return [f"{server.url}{path}" for path in paths] + [f"https://localhost:{port}/health"]
+
+
+@pytest.mark.usefixtures("nothing_changes")
+@pytest.mark.threat("T24")
+def test_a_client_id_that_is_no_description_ends_on_a_page(server: Server, client: OAuthClient) -> None:
+    asked = parameters_of(client.authorization_url())
+    responses = {
+        address[:60]: send(
+            server,
+            "GET",
+            f"/authorize?{query(asked, client_id=quote(address.encode('utf-8', 'surrogatepass'), safe=''))}",
+        )
+        for address in [*BAD_ADDRESSES, *own_addresses(server)]
+    } | {
+        f"… {kind}": send(server, "GET", f"/authorize?{query(asked, client_id=f'https://client.invalid/{value}')}")
+        for kind, value in HOSTILE.items()
+    }
+    assert wrong(responses, lambda r: r.status_code in (400, 503) and is_page(r)) == {}
+    secret_words = ("Traceback", "Errno", "refused:", "127.0.0.1:1")
+    assert [name for name, r in responses.items() if any(word in r.text for word in secret_words)] == []
+
+
+@pytest.mark.usefixtures("nothing_changes")
+@pytest.mark.threat("T24")
+@pytest.mark.parametrize("path", ["/token", "/revoke", "/introspect"])
+def test_a_client_id_that_is_an_address_fetches_nothing_where_programs_ask(
+    server: Server, client: OAuthClient, path: str
+) -> None:
+    form = {**token_form(client, "refresh_token"), "token": "x"}
+    responses = {
+        address[:60]: send(server, "POST", path, data={**form, "client_id": address.encode("utf-8", "surrogatepass")})
+        for address in [*BAD_ADDRESSES, *own_addresses(server)]
+    }
+    assert wrong(responses, is_oauth_error) == {}
+
+
+def is_page(response: requests.Response) -> bool:
+    return response.headers["Content-Type"].startswith("text/html")
+
+
+@pytest.mark.usefixtures("nothing_changes")
+@pytest.mark.parametrize("path", ["/authorize", "/login", "/connections", "/link"])
+def test_an_address_of_a_megabyte_is_refused_and_the_server_lives(server: Server, path: str) -> None:
+    head = f"GET {path}?transaction={MEGABYTE} HTTP/1.1\r\nHost: {urlsplit(server.url).netloc}\r\nConnection: close\r\n\r\n"
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        status, _ = raw(server, head.encode())
+        assert status in (0, 400, 414, 431)
+    assert send(server, "GET", "/health").status_code == 200
+
+
 @pytest.mark.usefixtures("nothing_changes")
 def test_parameters_named_like_our_own_attributes_do_nothing(server: Server, client: OAuthClient) -> None:
     """The library's request answers for any attribute with the parameter of that name."""
@@ -157,7 +261,7 @@ def test_parameters_named_like_our_own_attributes_do_nothing(server: Server, cli
 
 
 @pytest.mark.usefixtures("nothing_changes")
-@pytest.mark.parametrize("path", ["/authorize", "/login", "/connections", "/logout"])
+@pytest.mark.parametrize("path", ["/authorize", "/login", "/connections", "/link", "/logout"])
 def test_a_form_that_is_not_ours_changes_nothing(server: Server, path: str) -> None:
     responses = {
         f"{field} {kind}": send(server, "POST", path, data=f"{field}={value}", headers=FORM)
@@ -192,6 +296,95 @@ def test_a_hostile_name_or_password_is_a_wrong_one(server: Server, field: str) -
         response = send(server, "POST", "/login", data=body, headers=FORM, cookies=cookies)
         assert response.status_code in (400, 403, 429), (kind, response.status_code, response.text[:300])
         assert response.headers["Content-Type"].startswith("text/html")
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Somebody signed in, with the proof that Django wants of each form of theirs."""
+
+    server: Server
+    cookies: Any
+    form_proof: str
+
+    def send(self, method: str, target: str, **options: Any) -> requests.Response:
+        headers = {"Origin": self.server.url, **options.pop("headers", {})}
+        return send(self.server, method, target, cookies=self.cookies, headers=headers, **options)
+
+    def post(self, path: str, body: str) -> requests.Response:
+        return self.send("POST", path, data=f"csrfmiddlewaretoken={self.form_proof}&{body}", headers=FORM)
+
+    def scopes_shown(self) -> list[str]:
+        return re.findall(r'name="shown" value="([^"]+)"', self.send("GET", "/connections").text)
+
+
+@pytest.fixture(scope="module")
+def visitor(server: Server, client: OAuthClient) -> Visitor:
+    """The person who connected `client`, on a browser of their own."""
+    person = Person(server.url)
+    person.sign_in_first()
+    form = dict(person.open("/connections").form_with("narrow").filled_in({}, ()))
+    return Visitor(server, person.browser.session.cookies, form["csrfmiddlewaretoken"])
+
+
+def connection_form(visitor: Visitor, client: OAuthClient) -> dict[str, str]:
+    """The form that takes nothing away: its permission is shown ticked, and came back ticked."""
+    code = "from oauth_relay.models import Grant; print(Grant.objects.get(client__client_id={!r}).pk)"
+    key = visitor.server.shell(code.format(client.client_id))
+    return {"action": "narrow", "grant": key, "shown": "read:todos", "scope": "read:todos"}
+
+
+@pytest.mark.usefixtures("nothing_changes")
+def test_a_hostile_form_at_connections_ends_and_narrows_nothing(
+    server: Server, client: OAuthClient, visitor: Visitor
+) -> None:
+    form = connection_form(visitor, client)
+    # Without a word for what to do it is the button that ends a connection, so there it names one that is not there.
+    unsaid = ("action missing", "action of another kind")
+    before = visitor.scopes_shown()
+    bodies = {name: body for name, body in misuses(form).items() if name not in unsaid}
+    bodies["no action"] = urlencode({"grant": "00000000-0000-4000-8000-000000000000"})
+    responses = {name: visitor.post("/connections", body) for name, body in bodies.items()}
+    for kind, options in other_bodies(visitor, form).items():
+        responses[kind] = visitor.send("POST", "/connections", **options)
+    assert wrong(responses, lambda r: r.status_code in (303, 400, 403, 413)) == {}
+    told = {value: visitor.send("GET", f"/connections?{name}={value}") for name in form for value in HOSTILE.values()}
+    assert wrong(told, lambda r: r.status_code == 200 and is_page(r)) == {}
+    assert visitor.scopes_shown() == before != []
+    assert client.ask("tools/list").status_code == 200
+
+
+def other_bodies(visitor: Visitor, form: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """A proved form in another wrapping: whatever is understood of it, it is no button that somebody pressed."""
+    proved = {"csrfmiddlewaretoken": visitor.form_proof}
+    return {
+        "as JSON": {"json": {**proved, **form}},
+        "as JSON, in lists": {"json": {name: [value] for name, value in {**proved, **form}.items()}},
+        "as files": {"data": proved, "files": dict.fromkeys(form, ("a", b"\xff\0"))},
+        "as broken multipart": {
+            "data": b"--x\r\n\xff", "headers": {"Content-Type": "multipart/form-data; boundary=x"},
+        },
+        "as nothing": {},
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("nothing_changes")
+def test_a_hostile_form_at_link_begins_keeps_and_removes_nothing(server: Server, visitor: Visitor) -> None:
+    nobody = "00000000-0000-4000-8000-000000000000"
+    forms = {
+        "begin": {"action": "add", "provider": "nowhere"},
+        "remove": {"action": "remove", "identity": nobody},
+        "keep": {"action": "keep", "transaction": nobody, "form_token": "x"},
+        "forward": {"action": "forward", "transaction": nobody, "form_token": "x"},
+    }
+    responses = {}
+    for step, form in forms.items():
+        responses |= {f"{step}, {name}": visitor.post("/link", body) for name, body in misuses(form).items()}
+        for kind, options in other_bodies(visitor, form).items():
+            responses[f"{step} {kind}"] = visitor.send("POST", "/link", **options)
+    assert wrong(responses, lambda r: r.status_code in (303, 400, 403, 409, 413)) == {}
+    told = {value: visitor.send("GET", f"/link?transaction={value}") for value in HOSTILE.values()}
+    told |= {"none": visitor.send("GET", "/link"), "two": visitor.send("GET", "/link?transaction=a&transaction=b")}
+    assert wrong(told, lambda r: r.status_code == 409 and is_page(r)) == {}
 
 
 @pytest.mark.usefixtures("nothing_changes")
@@ -258,7 +451,7 @@ def test_a_hostile_token_request_gets_an_oauth_error(server: Server, client: OAu
 
 
 @pytest.mark.usefixtures("nothing_changes")
-@pytest.mark.parametrize("path", ["/token", "/revoke"])
+@pytest.mark.parametrize("path", ["/token", "/revoke", "/introspect"])
 def test_another_body_than_a_form_gets_an_oauth_error(server: Server, client: OAuthClient, path: str) -> None:
     form = token_form(client, "refresh_token")
     basic = {"Authorization": "Basic"}
@@ -298,6 +491,173 @@ def test_a_hostile_token_to_revoke_is_an_unknown_one(server: Server, client: OAu
         assert response.status_code in (200, 400), (kind, response.status_code, response.text)
         assert response.headers["Content-Type"].startswith("application/json")
     assert client.ask("tools/list").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def resource_server(server: Server) -> OAuthClient:
+    """A client that may ask at /introspect."""
+    asking = OAuthClient(server.url, "Warehouse").register(token_endpoint_auth_method="client_secret_post")
+    server.shell(
+        "from oauth_relay.models import Client; "
+        f"print(Client.objects.filter(client_id={asking.client_id!r}).update(is_resource_server=True))"
+    )
+    return asking
+
+
+@pytest.mark.usefixtures("nothing_changes")
+def test_a_hostile_question_at_introspect_is_answered_with_nothing(
+    server: Server, client: OAuthClient, resource_server: OAuthClient
+) -> None:
+    form = {
+        "token": client.tokens["access_token"],
+        "token_type_hint": "access_token",
+        "client_id": resource_server.client_id,
+        "client_secret": resource_server.registration["client_secret"],
+    }
+    assert send(server, "POST", "/introspect", data=form).json()["active"] is True
+    bodies = {name: body for name, body in misuses(form).items() if not name.startswith("token_type_hint")}
+    responses = {name: send(server, "POST", "/introspect", data=body, headers=FORM) for name, body in bodies.items()}
+    assert wrong(responses, lambda r: is_oauth_error(r) or (r.status_code, r.text) == (200, '{"active": false}')) == {}
+    assert {r.status_code for name, r in responses.items() if name.startswith("client_")} <= {400, 401, 413}
+    # > … an unrecognized hint … the server MAY ignore this parameter (RFC 7662 §2.1)
+    hints = {n: b for n, b in misuses(form).items() if n.startswith("token_type_hint")}
+    told = {name: send(server, "POST", "/introspect", data=body, headers=FORM) for name, body in hints.items()}
+    assert wrong(told, lambda r: is_oauth_error(r) or (r.status_code == 200 and r.json()["active"] is True)) == {}
+    assert all("no-store" in response.headers["Cache-Control"] for response in (responses | told).values())
+
+
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A client that proves itself by signatures, and would sign anything at all."""
+
+    client_id: str
+    audience: str
+    key: ec.EllipticCurvePrivateKey
+
+    def claims(self, **changes: Any) -> bytes:
+        """Good ones, but for the changes."""
+        good = {"iss": self.client_id, "sub": self.client_id, "aud": self.audience, "exp": int(time.time()) + 500}
+        return json.dumps({**good, "jti": "only once", **changes}).encode()
+
+    def form(self, payload: bytes, **header: Any) -> dict[str, str]:
+        signed = jwt.PyJWS().encode(payload, self.key, algorithm="ES256", headers=header)
+        return {"grant_type": "refresh_token", "refresh_token": "x", **_assertion(signed)}
+
+
+def _assertion(token: str) -> dict[str, str]:
+    return {"client_assertion_type": ASSERTION_TYPE, "client_assertion": token}
+
+
+@pytest.fixture(scope="module")
+def signer(server: Server) -> Signer:
+    """One whose good assertion is taken, so that what is refused below is refused for what is wrong with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    described = {
+        "token_endpoint_auth_method": "private_key_jwt",
+        "jwks": {"keys": [{**json.loads(ECAlgorithm.to_jwk(key.public_key())), "kid": "one"}]},
+    }
+    registered = OAuthClient(server.url, "Signer").register(token_endpoint_auth_method="client_secret_post")
+    server.shell(
+        "from oauth_relay.models import Client; "
+        f"print(Client.objects.filter(client_id={registered.client_id!r}).update(metadata={described!r}))"
+    )
+    found = Signer(registered.client_id, server.url, key)
+    for said in ("invalid_grant", "invalid_client"):
+        response = send(server, "POST", "/token", data=found.form(found.claims()))
+        assert response.json()["error"] == said, response.text
+    return found
+
+
+def is_unproved(response: requests.Response) -> bool:
+    return is_oauth_error(response) and response.json()["error"] in ("invalid_client", "invalid_request")
+
+
+@pytest.mark.usefixtures("nothing_changes")
+@pytest.mark.parametrize("path", ["/token", "/revoke"])
+def test_a_hostile_assertion_proves_no_client(server: Server, signer: Signer, path: str) -> None:
+    form = {"client_id": signer.client_id, "token": "x", **signer.form(signer.claims(jti="never shown"))}
+    bodies = {name: body for name, body in misuses(form).items() if name.startswith("client_assertion")}
+    assert len(bodies) > 2 * len(HOSTILE)
+    responses = {name: send(server, "POST", path, data=body, headers=FORM) for name, body in bodies.items()}
+    responses["a secret beside it"] = send(server, "POST", path, data={**form, "client_secret": "x"})
+    responses["an empty secret beside it"] = send(server, "POST", path, data={**form, "client_secret": ""})
+    responses["Basic beside it"] = send(server, "POST", path, data=form, auth=(signer.client_id, "x"))
+    assert wrong(responses, is_unproved) == {}
+
+
+STRANGE: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    "",
+    "\0",
+    "\ud800",
+    "x" * 3000,
+    [],
+    [None],
+    {},
+    {"a": []},
+    [[[]]],
+    10**300,
+]
+
+
+@pytest.mark.usefixtures("nothing_changes")
+@pytest.mark.parametrize("claim", ["iss", "sub", "aud", "exp", "jti", "nbf", "iat"])
+def test_a_claim_of_another_kind_proves_no_client(server: Server, signer: Signer, claim: str) -> None:
+    harmless = {
+        ("iat", -1),
+        ("iat", 0),
+        ("iat", 1.5),
+        ("nbf", -1),
+        ("nbf", 0),
+        ("nbf", 1.5),
+        ("nbf", True),
+        ("iat", True),
+    }
+    values = [value for value in STRANGE if not isinstance(value, float | int) or (claim, value) not in harmless]
+    payloads = {f"{value!r:.40}": signer.claims(**{claim: value}) for value in values}
+    for text in ("NaN", "Infinity", "1e999", "9" * 5000, "[" * 500 + "]" * 500):
+        payloads[text[:20]] = (
+            signer.claims().replace(b"{", f'{{"{claim}": '.encode() + text.encode() + b', "a": {', 1) + b"}"
+        )
+    payloads["absent"] = json.dumps({n: v for n, v in json.loads(signer.claims()).items() if n != claim}).encode()
+    if claim in ("nbf", "iat"):
+        del payloads["absent"]
+    responses = {name: send(server, "POST", "/token", data=signer.form(body)) for name, body in payloads.items()}
+    assert wrong(responses, is_unproved) == {}
+
+
+@pytest.mark.usefixtures("nothing_changes")
+def test_an_assertion_that_is_no_object_or_has_a_strange_head_proves_no_client(server: Server, signer: Signer) -> None:
+    claims = signer.claims(jti="never shown")
+    bodies = [b"", b"null", b"[]", b'"x"', b"1", b"\xff\xfe", b"\0", b"{", DEEP.encode()[:2000], claims + b"x"]
+    forms = {f"claims {body!r:.30}": signer.form(body) for body in bodies}
+    heads: dict[str, list[Any]] = {
+        "alg": [None, "", "none", "HS256", [], {}, 1, "ES384", "\0"],
+        "kid": [None, "", "two", [], {}, 1, "\0", "x" * 3000],
+        "typ": ["", "at+jwt", [], {}, 1, "\0"],
+        "crit": [[], ["exp"], "exp", None, {}],
+    }
+    for name, values in heads.items():
+        for value in values:
+            head = {"alg": "ES256", "typ": "JWT", "kid": "one", name: value}
+            forms[f"{name} {value!r:.30}"] = {**forms["claims b''"], **_assertion(_signed_as(signer, head, claims))}
+    responses = {name: send(server, "POST", "/token", data=form) for name, form in forms.items()}
+    assert wrong(responses, is_unproved) == {}
+
+
+def _signed_as(signer: Signer, head: dict[str, Any], payload: bytes) -> str:
+    """A true signature over any head whatever: the library would not sign some of them."""
+    parts = [jwt.utils.base64url_encode(part) for part in (json.dumps(head).encode(), payload)]
+    algorithm = jwt.PyJWS().get_algorithm_by_name("ES256")
+    parts.append(jwt.utils.base64url_encode(algorithm.sign(b".".join(parts), signer.key)))
+    return b".".join(parts).decode()
 
 
 # -- /register ---------------------------------------------------------------------------------------------------------
@@ -617,6 +977,90 @@ def test_a_development_server_answers_nothing_that_came_through_a_tunnel(server:
     for path in ("/", "/authorize", "/mcp", "/health", "/token"):
         response = send(server, "GET", path, headers={header: "for=203.0.113.9"})
         assert response.status_code == 421 and "CAIR_ENV=production" in response.json()["error_description"]
+
+
+# -- whatever else there may be ----------------------------------------------------------------------------------------
+
+NAMES = {
+    "/authorize": [*ASKED, "state", "prompt", "login_hint", "response_mode", "request", "request_uri", "transaction", "action",
+                   "form_token"],
+    "/token": ["grant_type", "code", "refresh_token", "redirect_uri", "client_id", "client_secret", "code_verifier", "resource",
+               "scope", "client_assertion", "client_assertion_type"],
+    "/register": ["redirect_uris", "client_name", "client_name#de", "token_endpoint_auth_method", "grant_types", "scope",
+                  "response_types", "contacts", "jwks", "jwks_uri", "client_uri", "logo_uri", "application_type", "software_id"],
+    "/revoke": ["token", "token_type_hint", "client_id", "client_secret", "client_assertion", "client_assertion_type"],
+    "/introspect": ["token", "token_type_hint", "client_id", "client_secret"],
+    "/login": ["transaction", "form_token", "action", "username", "password", "provider", "next"],
+    "/link": ["action", "provider", "identity", "transaction", "form_token"],
+    "/connections": ["action", "grant", "shown", "scope"],
+}  # fmt: skip
+# Without those that would sign the visitor out, or end what the other tests stand on.
+ACTIONS = {
+    "/authorize": ["allow", "deny"], "/login": ["sign_in", "forward", "cancel"],
+    "/link": ["remove", "keep", "forward", "discard"], "/connections": ["narrow"],
+}  # fmt: skip
+SCOPES = ["read:todos", "write:todos", "read:billing", "offline_access"]
+WORDS = [
+    "S256", "code", "none", "login none", "client_secret_post", "private_key_jwt", "read:todos write:todos", "access_token",
+    "http://127.0.0.1:53682/callback", "https://client.example/cb", "cursor://a/b", "https://localhost:1/client", "https://[::1",
+    "00000000-0000-4000-8000-000000000000", "a" * 43, "e30.e30.e30", ASSERTION_TYPE,
+]  # fmt: skip
+ANY_TEXT = strategies.sampled_from(WORDS) | strategies.text(max_size=40)
+ANY_BYTES = strategies.binary(max_size=20).map(lambda found: quote(found, safe=""))
+ANY_JSON = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats() | ANY_TEXT,
+    lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(ANY_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def forms_of(path: str, known: dict[str, list[str]]) -> strategies.SearchStrategy[str]:
+    """Forms with this path's own names, every other time a right value, and no order that anybody would send on purpose."""
+    names = strategies.sampled_from(NAMES[path] * 9) | strategies.text(max_size=10)
+
+    def pair(name: str) -> strategies.SearchStrategy[str]:
+        made_up = ANY_TEXT.map(_encoded) | ANY_BYTES
+        right = strategies.sampled_from(known[name]).map(_encoded) if name in known else made_up
+        return (right | made_up).map(lambda value: f"{_encoded(name)}={value}")
+
+    return strategies.lists(names, max_size=9).flatmap(lambda found: strategies.tuples(*map(pair, found))).map("&".join)
+
+
+def _encoded(text: str) -> str:
+    return quote(text.encode("utf-8", "surrogatepass"), safe="")
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_nothing_that_can_be_made_up_makes_the_server_fail(
+    server: Server, client: OAuthClient, visitor: Visitor, path: str
+) -> None:
+    """The same cases each time; what they change is nobody's but the rows they make."""
+    known = {name: [value] for name, value in parameters_of(client.authorization_url()).items()}
+    page = visitor.send("GET", f"/authorize?{urlencode({name: values[0] for name, values in known.items()})}").text
+    known |= {name: re.findall(f'name="{name}" value="([^"]+)"', page)[:1] for name in ("transaction", "form_token")}
+    known |= {
+        "action": ACTIONS.get(path, ["x"]),
+        "grant_type": list(TOKEN_FORMS),
+        "scope": SCOPES,
+        "shown": SCOPES,
+    }
+    objects = strategies.dictionaries(strategies.sampled_from(NAMES[path]) | ANY_TEXT, ANY_JSON, max_size=6)
+
+    @hypothesis.settings(max_examples=25, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(form=forms_of(path, known), content=objects, is_visitor=strategies.booleans())
+    def make_up(form: str, content: dict[str, Any], is_visitor: bool) -> None:
+        asked = visitor.send if is_visitor else lambda *of, **options: send(server, *of, **options)
+        proof = f"csrfmiddlewaretoken={visitor.form_proof}&" if is_visitor else ""
+        for response in (
+            asked("GET", f"{path}?{form}"),
+            asked("POST", path, data=proof + form, headers=FORM),
+            asked("POST", path, data=json.dumps(content), headers=JSON),
+        ):
+            assert response.status_code < 500, (response.status_code, form, content, response.text[:300])
+            assert "Traceback" not in response.text
+
+    make_up()
+    assert client.ask("tools/list").status_code == 200
 
 
 def test_quoting_here_is_what_arrives() -> None:

@@ -223,6 +223,7 @@ def test_each_control_has_a_name_and_each_page_one_heading(server: Server, clien
     def look() -> None:
         assert visit.page.get_by_role("heading", level=1).count() == 1
         assert visit.page.locator("html").get_attribute("lang")
+        visit.page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
         for control in visit.page.locator("button, a, input:not([type=hidden])").all():
             words = control.evaluate("e => e.innerText || (e.labels && e.labels[0] && e.labels[0].innerText) || ''")
             assert words.strip(), control.evaluate("e => e.outerHTML")

@@ -83,6 +83,8 @@ def test_it_signs_in_and_lists_the_tools_over_stdio(server: Server, remote: Remo
     assert made["structuredContent"]["id"] in json.dumps(listed)
 
 
+@pytest.mark.pain("P13")
+@pytest.mark.pain("P25")
 def test_started_again_it_asks_nobody(server: Server, remote: Remote, tmp_path: Path) -> None:
     """The daily case: it keeps its tokens in a folder, and the person sees no page the second time."""
     remote.sign_in()
@@ -95,6 +97,7 @@ def test_started_again_it_asks_nobody(server: Server, remote: Remote, tmp_path: 
         assert not [line for line in program.said if _AUTHORIZE.search(line)]
 
 
+@pytest.mark.pain("P25")
 def test_after_withdrawing_it_finds_its_way_back(server: Server, remote: Remote, tmp_path: Path) -> None:
     """The revoked-token loop that people end by deleting ~/.mcp-auth (pains P25): here it asks again by itself."""
     remote.sign_in()

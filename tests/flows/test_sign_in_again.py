@@ -76,6 +76,8 @@ def test_a_suspended_family_goes_on_after_a_sign_in_for_another_client(running: 
 
 
 @pytest.mark.threat("T10")
+@pytest.mark.pain("P12")
+@pytest.mark.pain("P16")
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_the_python_client_signs_in_again_and_its_session_goes_on(running: Installation, mode: str) -> None:
     sign_in = SignIn(running.server)
@@ -92,6 +94,8 @@ async def test_the_python_client_signs_in_again_and_its_session_goes_on(running:
 
 
 @pytest.mark.threat("T10")
+@pytest.mark.pain("P14")
+@pytest.mark.pain("P16")
 @pytest.mark.parametrize(("generation", "mode"), GENERATIONS)
 def test_the_typescript_client_refreshes_in_vain_then_signs_in_again(
     running: Installation, generation: str, mode: str

@@ -154,7 +154,7 @@ def test_a_sign_out_here_is_no_excuse_for_the_next_session(running: Installation
 
 
 @pytest.mark.threat("T37")
-def test_a_sign_out_here_explains_a_logout_token_for_five_minutes(running: Installation) -> None:
+def test_a_sign_out_here_explains_a_logout_token_for_a_minute(running: Installation) -> None:
     """Longer ago, and never carried through at the provider: what it says then is news."""
     person = PersonWithProvider(running.server.url)
     client = OAuthClient(running.server.url).connect(person)

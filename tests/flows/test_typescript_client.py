@@ -76,6 +76,7 @@ def test_it_connects_signs_in_and_works_on_the_persons_todos(
     assert client.order("close") == {"closed": True}
 
 
+@pytest.mark.pain("P12")
 def test_it_refreshes_by_itself_when_its_token_is_refused(typescript: tuple[TypeScript, str]) -> None:
     """401 → refresh → the same call again; the person is not asked (threats.md, what real clients do)."""
     client, _ = typescript

@@ -201,6 +201,7 @@ def test_a_refused_person_leaves_nothing_behind(mcp_client: Client, peer: FakedP
     assert AuditEvent.objects.filter(event="authorization.refused", outcome="access_denied").count() == 1
 
 
+@pytest.mark.pain("P35")
 def test_a_refused_person_can_choose_another_account(mcp_client: Client, peer: FakedProvider, settings: Any) -> None:
     """P35: the provider would else sign in the same one in silence, for ever."""
     peer.metadata = {"prompt_values_supported": ["none", "login", "select_account"]}

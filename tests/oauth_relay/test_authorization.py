@@ -1,12 +1,16 @@
 """/authorize: the request is checked, the person is asked once, and every end is the right one."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings
 from django.http import HttpResponse
+from django.utils import timezone
 
+from oauth_relay.authorization import AuthorizationView
 from oauth_relay.models import AuthorizationCode, Client, Consent, Grant, LoginTransaction, User
+from oauth_relay.withdrawals import withdraw_grant
 from tests.oauth_relay.conftest import CHALLENGE, LOOPBACK, Browser, answered, make_client
 
 pytestmark = pytest.mark.django_db
@@ -40,11 +44,14 @@ def test_the_consent_is_a_record_of_what_was_shown(browser: Browser, ada: User, 
     assert record.client_digest == inspector.digest()
 
 
+@pytest.mark.pain("P19")
 def test_the_sign_in_page_names_client_redirect_and_scopes(browser: Browser, inspector: Client) -> None:
     page = browser.authorize(inspector)
     assert is_page(page, "Inspector", LOOPBACK, "See your todos")
 
 
+@pytest.mark.pain("P19")
+@pytest.mark.pain("P35")
 def test_the_consent_page_names_account_host_scopes_and_tools(browser: Browser, ada: User, inspector: Client) -> None:
     browser.authorize(inspector)
     page = browser.sign_in(ada)
@@ -96,6 +103,7 @@ def test_deny_and_cancel_reach_the_client(browser: Browser, ada: User, inspector
     assert not Grant.objects.exists()
 
 
+@pytest.mark.pain("P35")
 def test_not_you_asks_again_who_it_is(browser: Browser, ada: User, mallory: User, inspector: Client) -> None:
     browser.authorize(inspector)
     browser.sign_in(ada)
@@ -161,6 +169,16 @@ def test_without_a_proved_redirect_uri_there_is_a_page_and_no_redirect(
     assert response.status_code == 400
     assert is_page(response, "must connect anew")
     assert LOOPBACK not in response.content.decode()
+
+
+@pytest.mark.pain("P5")
+def test_the_difference_of_a_redirect_uri_is_in_the_log_and_not_on_the_page(
+    browser: Browser, inspector: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = browser.authorize(inspector, redirect_uri=f"{LOOPBACK}/").content.decode()
+    assert "that it has not registered" in page and LOOPBACK not in page
+    [line] = [record.getMessage() for record in caplog.records if "is none of" in record.getMessage()]
+    assert inspector.client_id in line and f"'{LOOPBACK}/'" in line and f"['{LOOPBACK}']" in line
 
 
 def test_a_blocked_client_reads_like_an_unknown_one(browser: Browser, inspector: Client) -> None:
@@ -277,6 +295,7 @@ def test_loading_a_page_twice_keeps_both_good(browser: Browser, ada: User, inspe
 
 
 @pytest.mark.threat("T27")
+@pytest.mark.pain("P20")
 def test_a_form_token_of_another_transaction_redraws_and_records_nothing(
     browser: Browser, ada: User, inspector: Client
 ) -> None:
@@ -308,15 +327,29 @@ def test_an_expired_transaction_says_so(browser: Browser, ada: User, inspector: 
     assert is_page(response, "expired")
 
 
+@pytest.mark.parametrize("scope", ["", " "])
+def test_an_empty_scope_is_like_none(browser: Browser, ada: User, inspector: Client, scope: str) -> None:
+    """RFC 6749 §3.1; VS Code registers with one."""
+    browser.authorize(inspector, scope=scope)
+    browser.sign_in(ada)
+    assert browser.page.scopes == list(settings.DEFAULT_SCOPES)
+
+
 @pytest.mark.threat("T4")
 def test_what_the_provider_sent_is_erased_when_the_person_never_comes_back(browser: Browser, inspector: Client) -> None:
     browser.authorize(inspector)
-    LoginTransaction.objects.update(
-        expires_at="2026-01-01T00:00:00Z", staged_tokens=b"sealed", upstream_secrets=b"sealed"
-    )
+    an_hour_ago = timezone.now() - timedelta(hours=1)
+    LoginTransaction.objects.update(expires_at=an_hour_ago, staged_tokens=b"sealed", upstream_secrets=b"sealed")
     browser.authorize(inspector)
     assert LoginTransaction.objects.count() == 2
     assert not LoginTransaction.objects.exclude(staged_tokens=None, upstream_secrets=None).exists()
+
+
+def test_what_expired_a_day_ago_is_gone(browser: Browser, inspector: Client) -> None:
+    browser.authorize(inspector)
+    LoginTransaction.objects.update(expires_at=timezone.now() - timedelta(hours=25))
+    browser.authorize(inspector)
+    assert LoginTransaction.objects.count() == 1
 
 
 @pytest.mark.threat("T31")
@@ -355,6 +388,26 @@ def test_only_a_trusted_client_at_its_own_https_address_is_answered_in_silence(b
     browser.connect(client, ada, redirect_uri=ELSEWHERE)
     assert answered(browser.authorize(client, redirect_uri=ELSEWHERE, prompt="none"))["code"]
     assert answered(browser.authorize(client, redirect_uri=ELSEWHERE))["code"]
+
+
+@pytest.mark.threat("T11")
+def test_a_silent_yes_is_looked_at_again_under_the_grants_lock(
+    browser: Browser, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A withdrawal that commits between the look and the code wins, and leaves no new grant behind."""
+    client = trusted(ELSEWHERE)
+    browser.connect(client, ada, redirect_uri=ELSEWHERE)
+    look = AuthorizationView._may_be_silent
+
+    def then_withdrawn(view: Any, *arguments: Any) -> bool:
+        found = look(view, *arguments)
+        withdraw_grant(Grant.objects.open().get().pk, by="person")
+        return found
+
+    monkeypatch.setattr(AuthorizationView, "_may_be_silent", then_withdrawn)
+    answer = answered(browser.authorize(client, redirect_uri=ELSEWHERE, prompt="none"))
+    assert answer["error"] == "consent_required"
+    assert not Grant.objects.open().exists()
 
 
 @pytest.mark.threat("T9")

@@ -1,15 +1,15 @@
 """A second identity on an account: fresh sign-in first, the other provider next, a look at whom it named, then the click."""
 
 import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from django.http import HttpResponse
+from django.utils import timezone
 
-from oauth_relay import admission, linking
+from oauth_relay import admission, linking, upstream_login
 from oauth_relay.models import AuditEvent, Identity, LoginTransaction, UpstreamCredential, User
 from tests import identity_provider
 from tests.identity_provider import CLIENT_ID, CLIENT_SECRET, FakedProvider
@@ -278,10 +278,62 @@ def test_an_allow_list_holds_for_the_added_identity_too(person: LinkingBrowser, 
     """It will sign in by itself one day."""
     settings.ADMISSION = {**settings.ADMISSION, "emails": frozenset({"ada@example.com"})}
     person.begin("work")
-    person.confirm("auth0", "auth0|ada")
+    person.confirm("auth0", "auth0|ada", email="ada@example.com", email_verified=True)
     response = person.go_to("work", "work-7", email="else@example.com", email_verified=True)
     assert response.status_code == 403 and "You are not on the list" in text(response)
     assert not Identity.objects.filter(subject="work-7").exists()
+
+
+def test_who_is_no_longer_on_the_allow_list_confirms_nothing(person: LinkingBrowser, settings: Any) -> None:
+    """A fresh sign-in is a sign-in: it would renew the session of somebody whom the list keeps out."""
+    settings.ADMISSION = {**settings.ADMISSION, "emails": frozenset({"else@example.com"})}
+    person.begin("work")
+    response = person.confirm("auth0", "auth0|ada", email="ada@example.com", email_verified=True)
+    assert response.status_code == 403 and "You are not on the list" in text(response)
+    assert not LoginTransaction.objects.filter(link_provider="work", signed_in_at__isnull=False).exists()
+
+
+@pytest.mark.threat("T30")
+def test_a_sign_out_ends_an_addition_that_was_confirmed(person: LinkingBrowser) -> None:
+    """Whoever comes to this browser next, and is let in silently, must not go on with it."""
+    person.begin("work")
+    person.confirm("auth0", "auth0|ada")
+    page = dict(person.page.hidden)
+    person.post("/logout")
+    person.visit("auth0", "auth0|ada", auth_time=1)
+    assert person.get(f"/link?transaction={page['transaction']}").status_code == 409
+    assert person.post("/link", {**page, "action": "forward"}).status_code == 409
+
+
+def test_a_confirmation_is_good_for_some_minutes(person: LinkingBrowser) -> None:
+    person.begin("work")
+    person.confirm("auth0", "auth0|ada")
+    long_ago = timezone.now() - linking.CONFIRMED_FOR
+    LoginTransaction.objects.filter(link_provider="work").update(signed_in_at=long_ago)
+    assert person.post("/link", {**person.page.hidden, "action": "forward"}).status_code == 409
+
+
+def test_an_operator_may_leave_it_out(person: LinkingBrowser, settings: Any) -> None:
+    settings.ACCOUNT_LINKING = False
+    assert "Add <bdi>" not in text(person.get("/connections"))
+    assert "cannot be added" in text(person.begin("work"))
+
+
+def test_a_way_in_that_is_removed_in_mid_sign_in_opens_nothing(
+    person: LinkingBrowser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person.link(("auth0", "auth0|ada"), ("work", "work-7"))
+    known = upstream_login.UpstreamLoginBackend.person_of
+
+    def and_removed(backend: Any, proof: Any) -> User:
+        user = known(backend, proof)
+        Identity.objects.filter(subject="work-7").delete()
+        return user
+
+    monkeypatch.setattr(upstream_login.UpstreamLoginBackend, "person_of", and_removed)
+    late = LinkingBrowser(person.peers)
+    assert late.visit("work", "work-7").status_code == 400
+    assert late.get("/connections").status_code == 303
 
 
 def test_nobody_who_is_not_signed_in_begins(peers: dict[str, FakedProvider]) -> None:
@@ -341,7 +393,7 @@ def test_the_only_way_in_stays(person: LinkingBrowser) -> None:
     assert Identity.objects.filter(pk=identity.pk).exists()
 
 
-@pytest.mark.parametrize("identity", [str(uuid.uuid4()), "no-uuid", ""])
+@pytest.mark.parametrize("identity", ["1b9492f8-5236-4f00-873b-8cc1b08a0f38", "no-uuid", ""])
 def test_an_identity_that_is_not_there_is_not_removed(person: LinkingBrowser, identity: str) -> None:
     assert "already removed" in text(person.decide("remove", identity=identity))
 

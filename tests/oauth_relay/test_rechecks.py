@@ -25,6 +25,7 @@ from oauth_relay.models import (
     UpstreamCredential,
     User,
 )
+from oauth_relay.withdrawals import withdraw_grant
 from tests import github_stand_in, identity_provider, servers
 from tests.cair.test_checks import start
 from tests.flows.sign_in_at_provider import PersonWithProvider, installation
@@ -86,6 +87,27 @@ def is_proved() -> bool:
 
 
 # -- when it is asked --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.threat("T37")
+@pytest.mark.parametrize("has_connected_before", [False, True])
+def test_whoever_came_before_any_client_brings_what_the_provider_is_asked_with(
+    ada: BrowserAtProvider, peer: FakedProvider, inspector: Client, settings: Any, has_connected_before: bool
+) -> None:
+    """After a visit, or the last withdrawal, the vault is empty: connecting then takes one more sign-in."""
+    settings.UPSTREAM_APIS["todos"]["token_source"] = "cair"
+    if has_connected_before:
+        ada.tokens_of(inspector)
+        withdraw_grant(Grant.objects.open().get().pk, by="person")
+    else:
+        ada.visit()
+    assert not UpstreamCredential.objects.exists()
+    ada.authorize(inspector)
+    assert not ada.page.scopes, "the consent page, with nobody to ask about this person later"
+    given = ada.tokens_of(inspector)
+    make_old()
+    assert goes_on(ada, inspector, given["refresh_token"])
+    assert asked(peer) == 1
 
 
 @pytest.mark.threat("T37")

@@ -50,8 +50,20 @@ def test_vs_codes_own_request_is_registered_without_what_it_cannot_have(browser:
     assert answer["registration_client_uri"] == f"{settings.PUBLIC_URL}/register/{answer['client_id']}"
 
 
+@pytest.mark.pain("P7")
 def test_one_bad_redirect_uri_does_not_spoil_the_others(browser: Browser) -> None:
     assert register(browser, CURSOR).json()["redirect_uris"] == [CURSOR["redirect_uris"][0], CURSOR["redirect_uris"][2]]
+
+
+@pytest.mark.pain("P7")
+def test_a_scheme_is_refused_by_name_until_an_operator_lists_it(browser: Browser, settings: Any) -> None:
+    metadata = {**CURSOR, "redirect_uris": ["rikkahub://callback"]}
+    refused = register(browser, metadata).json()
+    assert refused["error"] == "invalid_redirect_uri"
+    assert "one of cursor:, vscode:, vscode-insiders:" in refused["error_description"]
+    settings.CUSTOM_REDIRECT_SCHEMES = ["cursor", "rikkahub"]
+    client = Client.objects.get(client_id=register(browser, metadata).json()["client_id"])
+    assert "sign in" in browser.authorize(client, redirect_uri="rikkahub://callback").content.decode().lower()
 
 
 def test_a_confidential_client_gets_a_secret_that_never_expires_and_is_shown_once(browser: Browser) -> None:
@@ -69,6 +81,7 @@ def test_the_same_metadata_twice_is_two_clients(browser: Browser) -> None:
     assert Client.objects.count() == 2
 
 
+@pytest.mark.pain("P39")
 @pytest.mark.parametrize(
     "uri",
     [
@@ -88,7 +101,7 @@ def test_a_redirect_uri_that_could_lead_elsewhere_is_refused(browser: Browser, u
     "metadata",
     [
         b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000, {}, {"redirect_uris": "https://a.example"},
-        {"redirect_uris": []}, {"redirect_uris": [1]}, {"redirect_uris": [f"https://a.example/{n}" for n in range(11)]},
+        {"redirect_uris": []}, {"redirect_uris": [1]}, {"redirect_uris": [f"https://a.example/{n}" for n in range(31)]},
         {"redirect_uris": ["https://a.example/"], "grant_types": ["client_credentials"]},
         {"redirect_uris": ["https://a.example/"], "grant_types": ["password"]},
         {"redirect_uris": ["https://a.example/"], "grant_types": "authorization_code"},
@@ -192,3 +205,47 @@ def test_a_client_that_deletes_itself_leaves_no_live_token(browser: Browser, ada
     browser.tokens(Client.objects.get(), ada)
     manage(browser, registered, "delete")
     assert not AccessToken.objects.exists()
+
+
+# -- keys, languages, and what a client may not choose -----------------------------------------------------------------
+
+
+def test_texts_in_other_languages_are_kept_and_echoed(browser: Browser) -> None:
+    """RFC 7591 §2.2."""
+    metadata = {**VS_CODE, "client_name#de": "Visual Studio Code (de)", "client_name#\u202e": "x", "unknown#de": "y"}
+    answer = register(browser, metadata).json()
+    assert answer["client_name#de"] == "Visual Studio Code (de)"
+    assert not {"client_name#\u202e", "unknown#de"} & set(answer)
+
+
+PUBLIC_KEY = {"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "kid": "1"}
+
+
+@pytest.mark.parametrize("keys", [{"jwks": {"keys": [PUBLIC_KEY]}}, {"jwks_uri": "https://a.example/jwks"}])
+def test_public_keys_are_kept_and_echoed(browser: Browser, keys: dict[str, Any]) -> None:
+    answer = register(browser, {**VS_CODE, **keys}).json()
+    assert {name: answer[name] for name in keys} == keys
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"jwks": {"keys": [{**PUBLIC_KEY, "d": "private"}]}}, {"jwks": {"keys": [{"kty": "oct", "k": "secret"}]}},
+        {"jwks": {"keys": "x"}}, {"jwks": []}, {"jwks": {}}, {"jwks": {"keys": [1]}}, {"jwks_uri": "http://a.example/"},
+        {"jwks_uri": 1}, {"jwks_uri": "https://a.example/\u202e"}, {"jwks": {"keys": []}, "jwks_uri": "https://a.example"},
+    ],
+)  # fmt: skip
+def test_other_keys_are_refused(browser: Browser, keys: dict[str, Any]) -> None:
+    response = register(browser, {**VS_CODE, **keys})
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_client_metadata")
+
+
+def test_a_client_does_not_choose_its_secret(browser: Browser) -> None:
+    """RFC 7592 §2.2."""
+    metadata = {"redirect_uris": ["https://a.example/cb"]}
+    answer = register(browser, metadata).json()
+    kept = {**metadata, "client_id": answer["client_id"]}
+    assert manage(browser, answer, "put", {**kept, "client_secret": answer["client_secret"]}).status_code == 200
+    refused = manage(browser, answer, "put", {**kept, "client_secret": "mine"})
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client_metadata")
+    assert manage(browser, answer, "put", {**kept, "client_secret": 1}).status_code == 400

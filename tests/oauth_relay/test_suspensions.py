@@ -43,6 +43,7 @@ def refused(browser: Browser, client: Client, refresh_token: str) -> bool:
 
 
 @pytest.mark.threat("T10")
+@pytest.mark.pain("P14")
 @pytest.mark.parametrize("end", [end_credential, lambda: UpstreamCredential.objects.all().delete()])
 def test_a_refresh_waits_without_spending_or_ending_anything(
     ada_at_provider: BrowserAtProvider, inspector: Client, end: Callable[[], Any]

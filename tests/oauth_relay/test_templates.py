@@ -19,7 +19,13 @@ SCOPES = [
 
 
 def client(**said: Any) -> dict[str, Any]:
-    return {"name": HOSTILE, "verified_host": None, "is_operator_made": False} | said
+    return {
+        "name": HOSTILE,
+        "described_at": None,
+        "is_verified": False,
+        "is_operator_made": False,
+        "warnings": [HOSTILE],
+    } | said
 
 
 def redirect(**said: Any) -> dict[str, Any]:
@@ -38,17 +44,20 @@ def consent(**said: Any) -> dict[str, Any]:
     return TRANSACTION | page | {"notice": HOSTILE, "lasts_until": datetime.date(2027, 7, 14)} | said
 
 
+DAY = datetime.datetime(2026, 7, 14, tzinfo=datetime.UTC)
+RECORD = {"at": DAY, "host": HOSTILE, "scopes": SCOPES, "until": DAY, "has_run_out": False, "withdrawn": None}
+HISTORY = [RECORD, RECORD | {"withdrawn": DAY}, RECORD | {"has_run_out": True, "scopes": []}]
 CONNECTION = {
-    "id": HOSTILE, "client_name": HOSTILE, "host": HOSTILE, "scopes": SCOPES,
-    "connected": datetime.datetime(2026, 7, 14, tzinfo=datetime.UTC),
-    "last_used": datetime.datetime(2026, 7, 15, tzinfo=datetime.UTC),
+    "id": HOSTILE, "client_name": HOSTILE, "hosts": [HOSTILE], "scopes": SCOPES, "connected": DAY, "last_used": DAY,
+    "last_tool": HOSTILE, "last_address": HOSTILE, "history": HISTORY,
 }  # fmt: skip
+ENDED = {"client_name": HOSTILE, "connected": DAY, "ended": DAY, "ended_by": "by you", "history": HISTORY}
 LINK = {"href": HOSTILE, "text": HOSTILE, "host": HOSTILE}
 PAGES: dict[str, dict[str, Any]] = {
     "home": {"mcp_url": HOSTILE, "clients": [{"name": HOSTILE, "how": HOSTILE, "line": HOSTILE}]},
     "sign_in": sign_in(),
     "consent": consent(),
-    "connections": {"connections": [CONNECTION], "notice": HOSTILE},
+    "connections": {"connections": [CONNECTION, CONNECTION], "ended": [ENDED], "notice": HOSTILE},
     "refusal": {"title": HOSTILE, "what": HOSTILE, "repair": HOSTILE, "trace_id": HOSTILE, "link": LINK, "status": 400},
 }
 
@@ -122,6 +131,30 @@ def test_the_consent_page_sends_transaction_token_and_each_scope_ticked() -> Non
     assert all("checked" in box for box in boxes)
 
 
+@pytest.mark.threat("T9")
+def test_the_page_of_one_click_says_whose_click_and_sends_the_same() -> None:
+    said = "Continue as"
+    page, whole = Page("consent", consent(is_known=True)), Page("consent", consent())
+    assert said in page.text
+    assert said not in whole.text
+    for name in ("action", "transaction", "form_token", "scope"):
+        assert page.named(name) == whole.named(name)
+
+
+@pytest.mark.threat("T31")
+@pytest.mark.parametrize(("template", "context"), [("sign_in", sign_in), ("consent", consent)])
+def test_it_warns_of_a_name_that_passes_for_another(template: str, context: Any) -> None:
+    said = "Look twice at this name."
+    assert said in Page(template, context()).text
+    assert said not in Page(template, context(client=client(warnings=[]))).text
+
+
+def test_a_connection_sends_what_it_showed_beside_what_is_ticked() -> None:
+    page = Page("connections", PAGES["connections"])
+    assert page.named("shown") == page.named("scope") == ["read:todos", HOSTILE] * 2
+    assert page.named("action") == ["withdraw", "narrow"] * 2 + ["withdraw_all"]
+
+
 def test_no_page_keeps_an_old_token_across_a_reload() -> None:
     for template in ("sign_in", "consent", "connections"):
         forms = [a for tag, a in Page(template, PAGES[template]).elements if tag == "form" and a["action"] != "/logout"]
@@ -157,7 +190,7 @@ def test_it_warns_where_any_program_on_the_device_may_get_the_answer(template: s
 def test_it_says_whether_anybody_has_checked_the_name(template: str, context: Any) -> None:
     unchecked = "Nobody has checked the name it gives"
     assert unchecked in Page(template, context()).text
-    assert unchecked not in Page(template, context(client=client(verified_host="claude.ai"))).text
+    assert unchecked not in Page(template, context(client=client(described_at="claude.ai", is_verified=True))).text
     assert unchecked not in Page(template, context(client=client(is_operator_made=True))).text
 
 

@@ -225,6 +225,7 @@ def test_it_asks_for_audience_scope_nonce_and_pkce_at_our_own_callback(
     assert "prompt" not in sent
 
 
+@pytest.mark.pain("P35")
 @pytest.mark.parametrize("prompt", ["login", "select_account", "consent"])
 def test_it_hands_on_the_prompt_that_the_client_asked_for(
     client: Browser, mcp_client: Client, peer: FakedProvider, prompt: str
@@ -234,6 +235,7 @@ def test_it_hands_on_the_prompt_that_the_client_asked_for(
 
 
 @pytest.mark.threat("T8")
+@pytest.mark.pain("P18")
 def test_it_forwards_nobody_before_their_own_decision(client: Browser, mcp_client: Client, peer: FakedProvider) -> None:
     assert ask(client).status_code == 200
     transaction = LoginTransaction.objects.get()
@@ -256,6 +258,7 @@ def test_it_stores_no_state_nonce_or_verifier_that_can_be_read(
     assert transaction.upstream_state_expires_at <= timezone.now() + timedelta(minutes=10)
 
 
+@pytest.mark.pain("P21")
 def test_a_provider_that_is_down_before_the_journey_ends_at_the_client(
     client: Browser, mcp_client: Client, peer: FakedProvider
 ) -> None:
@@ -521,6 +524,7 @@ def test_a_fresh_sign_in_must_be_fresh(
     assert (person_of(client) is not None) is is_accepted
 
 
+@pytest.mark.pain("P21")
 @pytest.mark.parametrize(
     ("error", "heard"),
     [

@@ -444,6 +444,7 @@ def test_an_expired_token_without_a_refresh_token_needs_a_sign_in(ada: Person, p
 # -- a provider that refuses, or is away -------------------------------------------------------------------------------
 
 
+@pytest.mark.pain("P14")
 def test_invalid_grant_means_sign_in_until_the_person_does(ada: Person, peer: FakedProvider) -> None:
     ada.sign_in()
     make_due(ada, ends_in=-1)
@@ -460,6 +461,7 @@ def test_invalid_grant_means_sign_in_until_the_person_does(ada: Person, peer: Fa
 
 
 @pytest.mark.threat("T10")
+@pytest.mark.pain("P14")
 @pytest.mark.parametrize(
     "answer",
     [

@@ -63,6 +63,7 @@ def _inactive(user: User) -> User:
 
 
 @pytest.mark.threat("T12")
+@pytest.mark.pain("P30")
 @pytest.mark.parametrize("remove", [lambda row: row.delete(), lambda row: type(row).objects.filter(pk=row.pk).delete()])
 def test_deleting_a_person_or_a_client_writes_the_withdrawal(ada: User, inspector: Client, remove: Any) -> None:
     issue(ada, inspector)

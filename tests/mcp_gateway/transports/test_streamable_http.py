@@ -80,6 +80,7 @@ async def test_it_challenges_a_request_without_a_token(hold: Hold) -> None:
     assert "error" not in told
 
 
+@pytest.mark.pain("P12")
 async def test_it_names_the_error_only_where_a_token_was_sent(hold: Hold) -> None:
     headers = {**BASIC, "Authorization": "Bearer unknown"}
     response = await asked(streamable_http, "POST", "/mcp", headers, message("tools/list"))
@@ -497,6 +498,8 @@ async def test_a_name_that_is_no_tool_stays_out_of_the_audit(hold: Hold, audited
     assert [(event.outcome, event.detail["tool"]) for event in await audited()] == [("unknown_tool", None)]
 
 
+@pytest.mark.pain("P12")
+@pytest.mark.pain("P14")
 async def test_a_needed_sign_in_is_a_401_while_nothing_was_sent(
     hold: Hold, api: FakeApi, door: FakeDoor, audited: Any
 ) -> None:
