@@ -84,7 +84,7 @@ class ClientAdmin(ReadOnlyAdmin):
     """What a client said of itself is its own; what an operator lets it do can be changed here."""
 
     POLICIES = ("is_resource_server", "restart_on_step_up", "refresh_idle_lifetime", "refresh_absolute_lifetime")
-    list_display = ("name", "client_id", "registration_source", "created", "last_used_at", "approved_at", "blocked_at")
+    list_display = ("name", "approved_at", "blocked_at", "client_id", "registration_source", "created", "last_used_at")
     list_filter = ("registration_source", "client_type")
     search_fields = ("name", "client_id", "redirect_uris")
     ordering = ("-created",)

@@ -47,6 +47,10 @@ class UnknownClient(Exception):
     """There is no such client: nobody to redirect to."""
 
 
+class BlockedClient(UnknownClient):
+    """An operator has blocked the client."""
+
+
 class UnreadableDescription(UnknownClient):
     """The client_id is an address, and what stands there will not do; `public` says why, and `repair` what helps."""
 
@@ -117,8 +121,10 @@ class AuthorizationView(OAuthLibMixin, View):
                 raise UnknownClient(f"{name} was sent more than once")
         client_id, redirect_uri = request.GET.get("client_id", ""), request.GET.get("redirect_uri", "")
         client = _find_client(client_id, registration_policy.network_of(request.META.get("REMOTE_ADDR", "")))
-        if client is None or not client.is_usable(None):
-            raise UnknownClient("unknown client_id" if client is None else "blocked client")
+        if client is None:
+            raise UnknownClient("unknown client_id")
+        if not client.is_usable(None):
+            raise BlockedClient("blocked client")
         registered = client.redirect_uris.split()
         if not redirect_uri and len(registered) == 1:
             redirect_uri = registered[0]
@@ -342,10 +348,18 @@ def _unknown_client(request: HttpRequest, refused: UnknownClient) -> HttpRespons
     if isinstance(refused, UnreadableDescription):
         what = f"The application describes itself at an address of its own, which this server did not accept. {refused.public}"
         return pages.refusal(request, 400, "This application is not known here", what, refused.repair)
+    if isinstance(refused, BlockedClient):
+        what = "The operator of this service has blocked the application that sent you here."
+        return pages.refusal(request, 400, "This application is blocked", what, "If you need it, ask the operator.")
     if isinstance(refused, UnregisteredRedirect):
         what = "The application asked to be answered at an address that it has not registered here."
     else:
         what = "The application that sent you here is not known to this server (any more)."
+    if settings.REGISTRATION != registration_policy.OPEN:
+        repair = (
+            "Applications do not register themselves here. Ask the operator of this service for a client id for it."
+        )
+        return pages.refusal(request, 400, "This application is not known here", what, repair)
     repair = (
         "In the application, remove this server and add it again, so that it registers afresh. In Claude Code: "
         "/mcp, choose the server, “Clear authentication”. With mcp-remote: delete the folder ~/.mcp-auth."

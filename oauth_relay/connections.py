@@ -60,6 +60,7 @@ def _row(grant: Grant) -> dict[str, object]:
     return {
         "id": str(grant.pk),
         "client_name": grant.client.display_name,
+        "is_blocked": grant.client.blocked_at is not None,
         "hosts": list(dict.fromkeys(redirect_uris.host_of(record.redirect_uri) for record in alive)),
         "scopes": scope_rows(scopes),
         "connected": grant.created,
@@ -186,7 +187,7 @@ def _narrow(request: HttpRequest, person: User) -> str:
     return f"{grant.client.display_name} may no longer: {words}. {_NOT_ASKED}" if words else "Nothing was changed."
 
 
-_NOT_ASKED = "For a day it is not sent to ask again; reconnect it to allow more."  # T33
+_NOT_ASKED = "It cannot ask you again for a day. To allow more sooner, disconnect it, and connect it again."  # T33
 _ALREADY = "That connection had already ended."
 _ACTIONS: dict[str, Callable[[HttpRequest, User], str]] = {
     "withdraw": _withdraw,

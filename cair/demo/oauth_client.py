@@ -135,6 +135,9 @@ class OAuthClient:
             "token_endpoint_auth_method": "none",
             "application_type": "native",
         }
+        if "registration_endpoint" not in self.metadata:
+            repair = "Set REGISTRATION=open there, or run the demo without URL: it then has a server of its own."
+            raise DemoFailed("This server lets no client register itself.", repair)
         response = self._send("POST", self.metadata["registration_endpoint"], json=asked)
         if response.status_code != 201:
             raise DemoFailed(f"Registration was refused: {_said(response)}", "See the server's log.")

@@ -45,7 +45,11 @@ def _unreachable(visit: Visit, name: str, error: NoAnswer) -> Finding:
             f"Set PUBLIC_URL to the address that leads to port {settings.PORT} here, or mend name, proxy or firewall."
         )
         return failure(name, f"CAIR runs on port {settings.PORT}, and {url} does not lead to it: {error}", repair)
-    return absent(name, f"no server answers at {url}: {error}", "Start it: make run. If it runs, check PUBLIC_URL.")
+    return absent(
+        name,
+        f"no server answers at {url}: {error}",
+        "Start it: make run. If it runs, check PORT and PUBLIC_URL: this command must have the server's.",
+    )
 
 
 def _something_else(url: str, answer: Answer) -> tuple[str, str]:

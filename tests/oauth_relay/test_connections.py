@@ -154,7 +154,7 @@ def test_who_narrows_is_told_that_the_client_may_not_ask_for_a_day(
     browser: Browser, ada: User, inspector: Client
 ) -> None:
     browser.tokens(inspector, ada)
-    sentence = "For a day it is not sent to ask again; reconnect it to allow more."
+    sentence = "It cannot ask you again for a day. To allow more sooner, disconnect it, and connect it again."
     assert text_of(browser).count(sentence) == 1
     assert narrow(browser, READ).count(sentence) == 2, "beside the boxes, and with what was done"
 

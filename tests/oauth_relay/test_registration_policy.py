@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from oauth_relay import registration_policy
 from oauth_relay.models import AuditEvent, Client, Grant, User
+from oauth_relay.withdrawals import block_client
 from tests import servers
 from tests.oauth_relay.conftest import Browser, make_client
 from tests.walk import OAuthClient, Person
@@ -169,6 +170,21 @@ def make_unsaved(**fields: Any) -> Client:
         client_id=secrets.token_urlsafe(12), authorization_grant_type="authorization-code", client_type="public",
         registration_source="dcr", redirect_uris="http://127.0.0.1/cb", **fields,
     )  # fmt: skip
+
+
+def test_where_nobody_registers_the_page_says_whom_to_ask(browser: Browser, settings: Any) -> None:
+    settings.REGISTRATION = "CLOSED"
+    page = browser.get("/authorize", {"client_id": "unknown", "redirect_uri": "http://127.0.0.1/cb"})
+    assert page.status_code == 400 and "Ask the operator of this service for a client id" in page.content.decode()
+
+
+def test_a_blocked_client_is_said_to_be_blocked_on_every_page(browser: Browser, ada: User) -> None:
+    client = make_client("Blocked one")
+    browser.connect(client, ada)
+    block_client(client)
+    page = browser.authorize(client)
+    assert page.status_code == 400 and "has blocked the application" in page.content.decode()
+    assert "has blocked this client" in browser.get("/connections").content.decode()
 
 
 def test_a_closed_server_names_no_place_to_register(browser: Browser, settings: Any) -> None:

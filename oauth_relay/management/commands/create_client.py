@@ -73,6 +73,10 @@ class Command(BaseCommand):
             metadata = _metadata(options)
         except InvalidMetadata as wrong:
             raise CommandError(wrong.description) from None
+        if options["trusted"] and not any(uri.startswith("https:") for uri in options["redirect_uri"]):
+            raise CommandError(
+                "--trusted has no effect without an https redirect URI: others are always asked for (T9)."
+            )
         if dropped := set(options["redirect_uri"]) - set(metadata["redirect_uris"]):
             raise CommandError(f"This redirect URI cannot be registered: {', '.join(sorted(dropped))}.")
         return client_metadata.register_by_operator(
@@ -98,6 +102,6 @@ def _metadata(options: dict[str, Any]) -> dict[str, Any]:
         **client_metadata.checked_keys({"jwks_uri": options["jwks_uri"]}),
         "redirect_uris": client_metadata.checked_redirect_uris(uris) if uris else [],
         "token_endpoint_auth_method": "private_key_jwt" if options["jwks_uri"] else method,
-        "grant_types": list(client_metadata.GRANT_TYPES),
-        "response_types": ["code"],
+        "grant_types": list(client_metadata.GRANT_TYPES) if uris else [],
+        "response_types": ["code"] if uris else [],
     }
