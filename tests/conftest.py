@@ -30,8 +30,13 @@ PARTS = {
 }
 
 
+LONGEST = ("test_rotation.py", "test_refresh_interleavings.py", "test_single_flight.py", "test_bad_input.py")
+"""Files that take minutes: begun first, so that no worker is left alone with one at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what lacks a real part, saying which; in CI nothing may be skipped for that."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for name, (is_there, what) in PARTS.items():
         marked = [item for item in items if item.get_closest_marker(name)]
         if marked and not os.environ.get("CI") and not is_there():

@@ -117,7 +117,7 @@ def test_a_person_sees_and_ends_what_is_connected(browser: Browser, ada: User, i
     page = browser.get("/connections").content.decode()
     assert "Inspector" in page
     assert "127.0.0.1:33418" in page
-    response = browser.read(browser.post("/connections", {"grant": str(Grant.objects.get().pk)}))
+    response = browser.read(browser.post("/connections", {"action": "withdraw", "grant": str(Grant.objects.get().pk)}))
     assert "Inspector is disconnected" in response.content.decode()
     assert browser.refresh(inspector, given["refresh_token"]).status_code == 400
     assert Grant.objects.get().withdrawn_by == "person"
@@ -132,7 +132,9 @@ def test_somebody_elses_connection_reads_like_none(
     attacker = Browser()
     attacker.read(attacker.get("/login"))
     attacker.sign_in(mallory)
-    response = attacker.read(attacker.post("/connections", {"grant": theirs if grant is None else grant}))
+    response = attacker.read(
+        attacker.post("/connections", {"action": "withdraw", "grant": theirs if grant is None else grant})
+    )
     assert "had already ended" in response.content.decode()
     assert Grant.objects.get().is_open
 
