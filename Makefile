@@ -34,7 +34,7 @@ todos-api: .venv/runs ## Serve the sample API as a process of its own on port 87
 	@exec $(BIN)/python -m todos
 
 test: .venv/tests ## Run all tests; says what it skips, and why
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: .venv/tests ## Prove refresh on PostgreSQL: COUNT=10000 interleavings at PROCESSES=4 processes (SEED=… to choose them)
 	@$(BIN)/python -m tests.soak

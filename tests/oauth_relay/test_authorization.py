@@ -181,11 +181,15 @@ def test_the_difference_of_a_redirect_uri_is_in_the_log_and_not_on_the_page(
     assert inspector.client_id in line and f"'{LOOPBACK}/'" in line and f"['{LOOPBACK}']" in line
 
 
-def test_a_blocked_client_reads_like_an_unknown_one(browser: Browser, inspector: Client) -> None:
-    unknown = browser.authorize(inspector, client_id="unknown").content.decode()
+def test_a_blocked_client_is_answered_by_a_page_that_sends_nobody_round_the_block(
+    browser: Browser, inspector: Client
+) -> None:
+    """Told to register afresh, people would: a block is the operator's word, and no secret."""
     Client.objects.update(blocked_at="2026-01-01T00:00:00Z")
-    blocked = browser.authorize(inspector).content.decode()
-    assert blocked.split("If you ask for help")[0] == unknown.split("If you ask for help")[0]
+    response = browser.authorize(inspector)
+    assert response.status_code == 400
+    page = response.content.decode()
+    assert "has blocked the application" in page and "registers afresh" not in page
 
 
 def test_a_loopback_redirect_may_use_any_port(browser: Browser, ada: User, inspector: Client) -> None:
