@@ -11,7 +11,6 @@ from typing import Any
 
 import jwt
 from django.conf import settings
-from django.db import IntegrityError
 from django.db.transaction import atomic
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -125,15 +124,10 @@ def _is_text(value: Any) -> bool:
 
 def _spend(claims: dict[str, Any]) -> None:
     """A `jti` counts once, for as long as the token could be shown again."""
-    SpentLogoutToken.objects.filter(until__lt=timezone.now()).delete()
     end = min(float(claims.get("exp", claims["iat"] + OLDEST)), time.time() + LONGEST_LIFE) + 2 * CLOCK_LEEWAY
-    try:
-        with atomic():
-            SpentLogoutToken.objects.create(
-                digest=digest_of(f"{claims['iss']}\0{claims['jti']}"), until=datetime.fromtimestamp(end, UTC)
-            )
-    except IntegrityError:
-        raise InvalidLogoutToken("it was used before") from None
+    digest = digest_of(f"{claims['iss']}\0{claims['jti']}")
+    if not SpentLogoutToken.objects.spend(digest, datetime.fromtimestamp(end, UTC)):
+        raise InvalidLogoutToken("it was used before")
 
 
 # -- what it does ------------------------------------------------------------------------------------------------------

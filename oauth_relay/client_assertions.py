@@ -13,10 +13,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from django.conf import settings
-from django.db import IntegrityError
-from django.db.transaction import atomic
 from django.http import HttpRequest
-from django.utils import timezone
 
 from oauth_relay.client_metadata import InvalidMetadata, checked_jwks
 from oauth_relay.client_metadata_documents import brought_up_to_date, is_admitted
@@ -138,14 +135,10 @@ def _verify_signature_and_parties(
 
 def _spend(client: Client, claims: Mapping[str, Any]) -> None:
     """A `jti` counts once, for as long as the assertion could be shown again: it stays spent whatever comes of the request."""
-    SpentLogoutToken.objects.filter(until__lt=timezone.now()).delete()
     until = datetime.fromtimestamp(float(claims["exp"]) + 2 * LEEWAY, UTC)
     digest = digest_of(f"client assertion\0{client.client_id}\0{claims['jti']}")
-    try:
-        with atomic():
-            SpentLogoutToken.objects.create(digest=digest, until=until)
-    except IntegrityError:
-        raise InvalidAssertion("it was used before") from None
+    if not SpentLogoutToken.objects.spend(digest, until):
+        raise InvalidAssertion("it was used before")
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

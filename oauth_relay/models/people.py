@@ -1,13 +1,15 @@
 """The people who consent, and how they are known elsewhere."""
 
 import uuid
+from datetime import datetime
 from typing import Any
 
 from django.contrib.auth.models import AbstractUser, UserManager
 from django.contrib.sessions.base_session import AbstractBaseSession, BaseSessionManager
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models.signals import pre_delete
 from django.dispatch import receiver
+from django.utils import timezone
 
 from oauth_relay.digests import digest_of
 
@@ -127,6 +129,18 @@ class Session(AbstractBaseSession):
         return SessionStore
 
 
+class SpentLogoutTokenQuerySet(models.QuerySet["SpentLogoutToken"]):
+    def spend(self, digest: str, until: datetime) -> bool:
+        """Whether this is its first time; from then on it is spent. Of two at once one is told so."""
+        self.filter(until__lt=timezone.now()).delete()
+        try:
+            with transaction.atomic():
+                self.create(digest=digest, until=until)
+        except IntegrityError:
+            return False
+        return True
+
+
 class SpentLogoutToken(models.Model):
     """A logout token that was obeyed, as the SHA-256 of issuer and `jti`: it counts once (T37).
 
@@ -136,6 +150,8 @@ class SpentLogoutToken(models.Model):
 
     digest = models.CharField(max_length=64, primary_key=True)
     until = models.DateTimeField(db_index=True)
+
+    objects = SpentLogoutTokenQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"Spent until {self.until}"
